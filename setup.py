@@ -105,15 +105,15 @@ def _cuda_runtime(version, home, compiler):
         place = f"in {home}/bin" if home else "on PATH"
         return _no_cuda_kernels(f"torch is of CUDA {version} and there is no nvcc {place}")
     major = version.split(".")[0]
-    found = re.search(r"release (\d+)", _said(nvcc, "--version"))
-    if not found or found[1] != major:  # with another CUDA torch refuses to build
-        return _no_cuda_kernels(f"{nvcc} is of CUDA {found[1] if found else '(unknown)'} and torch of {version}")
+    match = re.search(r"release (\d+)", _output_of(nvcc, "--version"))
+    if not match or match[1] != major:  # with another CUDA torch refuses to build
+        return _no_cuda_kernels(f"{nvcc} is of CUDA {match[1] if match else '(unknown)'} and torch of {version}")
     # nvcc may be a script that calls one in another folder. A dry run tells where the toolkit is. The script stays the
     # compiler, since it may add options.
-    dry_run = _said(nvcc, "--dryrun", "csrc/cuda/lrn_pool.cu")
-    told = dict(re.findall(r"^#\$ (TOP|LIBRARIES)=(.*)$", dry_run, re.MULTILINE))
-    folders = [Path(word[2:]) for word in shlex.split(told.get("LIBRARIES", "")) if word.startswith("-L")]
-    folders += [Path(top, lib) for top in (told.get("TOP"), home) if top for lib in ("lib64", "lib")]
+    dry_run = _output_of(nvcc, "--dryrun", "csrc/cuda/lrn_pool.cu")
+    toolkit = dict(re.findall(r"^#\$ (TOP|LIBRARIES)=(.*)$", dry_run, re.MULTILINE))
+    folders = [Path(word[2:]) for word in shlex.split(toolkit.get("LIBRARIES", "")) if word.startswith("-L")]
+    folders += [Path(top, lib) for top in (toolkit.get("TOP"), home) if top for lib in ("lib64", "lib")]
     # torch's packages for CUDA 13 and 12: nvidia/cu13/lib, nvidia/cuda_runtime/lib.
     folders += [folder for place in sys.path for folder in sorted(Path(place).glob("nvidia/*/lib"))]
     # Only full toolkits have libcudart.so, the linker's name; all have the loader's.
@@ -121,25 +121,26 @@ def _cuda_runtime(version, home, compiler):
     for folder in folders:
         if (folder / name).exists():
             return str((folder / name).resolve())
-    known = _said(*compiler, f"-print-file-name={name}").strip()  # in the compiler's own folders and in LIBRARY_PATH
-    if os.path.isabs(known) and os.path.exists(known):
-        return known
+    # The compiler looks in its own folders and in LIBRARY_PATH.
+    library = _output_of(*compiler, f"-print-file-name={name}").strip()
+    if os.path.isabs(library) and os.path.exists(library):
+        return library
     return _no_cuda_kernels(f"the runtime library {name} is neither in the toolkit of {nvcc} nor in torch's packages")
 
 
-def _said(*command):
+def _output_of(*command):
     """What a program prints; nothing if it can't be started."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", encoding="utf-8")
+        process = subprocess.run(command, capture_output=True, text=True, errors="replace", encoding="utf-8")
     except OSError:
         return ""
-    return done.stdout + done.stderr
+    return process.stdout + process.stderr
 
 
 def _load(library):
     """Raise CalledProcessError if the library can't be loaded beside torch: a linker lets undefined names pass."""
-    loading = "import sys, torch; torch.ops.load_library(sys.argv[1])"
-    subprocess.run([sys.executable, "-P", "-c", loading, library], check=True)
+    program = "import sys, torch; torch.ops.load_library(sys.argv[1])"
+    subprocess.run([sys.executable, "-P", "-c", program, library], check=True)
 
 
 @contextlib.contextmanager
@@ -148,7 +149,7 @@ def _output_in(file):
 
     torch doesn't keep the compilers' output. A pipe would wait for children that stay, like the server of sccache.
     """
-    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    duplicates = [os.dup(descriptor) for descriptor in (1, 2)]
     sys.stdout.flush()
     sys.stderr.flush()
     for descriptor in (1, 2):
@@ -158,9 +159,9 @@ def _output_in(file):
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for descriptor, before in zip((1, 2), kept):
-            os.dup2(before, descriptor)
-            os.close(before)
+        for descriptor, duplicate in zip((1, 2), duplicates):
+            os.dup2(duplicate, descriptor)
+            os.close(duplicate)
         file.seek(0)
         with open(1, "wb", closefd=False) as out:
             shutil.copyfileobj(file, out)

@@ -16,7 +16,7 @@ _MODULES = {
 __all__ = list(_MODULES)
 
 
-def _stopped(kind, error, traceback):
+def _interrupt_hook(kind, error, traceback):
     if issubclass(kind, KeyboardInterrupt):
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print("stopped", file=sys.stderr)
@@ -26,7 +26,7 @@ def _stopped(kind, error, traceback):
 
 if os.path.basename("".join(sys.argv[:1])) in ("-m", "alexnet-mp"):
     # a command is being imported, which takes seconds: Ctrl-C meanwhile is no traceback
-    sys.excepthook = _stopped
+    sys.excepthook = _interrupt_hook
 
 
 def __getattr__(name):

@@ -21,29 +21,29 @@ WIDTH = 100  # of a line of --help
 
 def commands() -> dict[str, str]:
     """{command: what it does, as its own --help begins}: the modules beside this one, none of which is imported."""
-    names = [found.name for found in pkgutil.iter_modules([str(FOLDER)]) if not found.ispkg]
-    return {name: _begins(FOLDER / f"{name}.py") for name in names if name not in NO_COMMANDS}
+    names = [module.name for module in pkgutil.iter_modules([str(FOLDER)]) if not module.ispkg]
+    return {name: _summary(FOLDER / f"{name}.py") for name in names if name not in NO_COMMANDS}
 
 
-def _begins(path):
+def _summary(path):
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     return " ".join(text.partition("\n\n")[0].split())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """What is typed before, or in place of, the name of a command."""
-    found = commands()
+    summaries = commands()
     lines = [
-        "\n".join(textwrap.wrap(f"  {name:<12}{what}", WIDTH, subsequent_indent=" " * 14, drop_whitespace=True))
-        for name, what in found.items()
+        "\n".join(textwrap.wrap(f"  {name:<12}{summary}", WIDTH, subsequent_indent=" " * 14, drop_whitespace=True))
+        for name, summary in summaries.items()
     ]
     text = "\n".join([__doc__, "", "commands", *lines, "", "alexnet-mp COMMAND --help tells more."])
     parser = CommandParser(prog="alexnet-mp", description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"alexnet_mp {machine.version('alexnet_mp')}")
     parser.add_argument("command", metavar="COMMAND", help="and what it takes")
     name = parser.parse_args(arguments).command
-    close = difflib.get_close_matches(name, found, 1)
-    parser.error(f"there is no command {name!r}" + (f"; did you mean {close[0]}?" if close else ""))
+    matches = difflib.get_close_matches(name, summaries, 1)
+    parser.error(f"there is no command {name!r}" + (f"; did you mean {matches[0]}?" if matches else ""))
 
 
 def script() -> None:

@@ -39,21 +39,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list(run):
-    found, first, damaged, old = listing(run), best(run), 0, 0
-    if not found:
+    directories, best_checkpoint, damaged_count, old_count = listing(run), best(run), 0, 0
+    if not directories:
         newest(run)  # says what is missing
-    for step, directory in found.items():
+    for step, directory in directories.items():
         try:
             state = checkpoint_format.verify(directory)
             size = sum(os.lstat(directory / name).st_size for name in os.listdir(directory)) / 1e6
         except checkpoint_format.OldFormat as error:
-            old += 1
+            old_count += 1
             say(f"step {step:>9,}  {error}")
             continue
         except (UserError, OSError) as error:
             if not os.path.lexists(directory):  # a run at work has removed it meanwhile
                 continue
-            damaged += 1
+            damaged_count += 1
             say(f"step {step:>9,}  DAMAGED: {error}")
             continue
         validation = (
@@ -61,37 +61,40 @@ def _list(run):
         )
         say(
             f"step {step:>9,}  {size:8,.1f} MB  whole, epoch {state.epoch}, saved {state.saved}, {validation}"
-            + (", the best" if first and step == first[0] else "")
+            + (", the best" if best_checkpoint and step == best_checkpoint[0] else "")
             + ("; 95 % intervals" if state.validation and state.validation.images < FEW else "")
         )
-    if damaged:
+    if damaged_count:
         raise UserError(
-            f"{damaged} of the {len(found)} checkpoints of {run} are damaged; --resume auto takes the newest whole one"
+            f"{damaged_count} of the {len(directories)} checkpoints of {run} are damaged; "
+            "--resume auto takes the newest whole one"
         )
-    if old:
-        raise UserError(f"{old} of the {len(found)} checkpoints of {run} have a format that is no longer read")
+    if old_count:
+        raise UserError(
+            f"{old_count} of the {len(directories)} checkpoints of {run} have a format that is no longer read"
+        )
 
 
-def _errors(found, classes):
+def _errors(validation, classes):
     """In words, as training printed them."""
-    top5 = f", top-5 error {percent(found.top5_error, found.images, 6)}" if top5_tells(classes) else ""
-    return f"top-1 error {percent(found.top1_error, found.images, 6)}{top5}"
+    top5 = f", top-5 error {percent(validation.top5_error, validation.images, 6)}" if top5_tells(classes) else ""
+    return f"top-1 error {percent(validation.top1_error, validation.images, 6)}{top5}"
 
 
 def _export(options):
-    found, target = listing(options.run), Path(options.weights)
+    directories, target = listing(options.run), Path(options.weights)
     if options.best:
-        first = best(options.run)
-        if first is None:
+        best_checkpoint = best(options.run)
+        if best_checkpoint is None:
             raise UserError(f"{options.run}: no checkpoint was saved right after a validation, so none is the best")
-        directory = found[first[0]]
+        directory = directories[best_checkpoint[0]]
     elif options.step is not None:
-        if options.step not in found:
+        if options.step not in directories:
             raise UserError(
                 f"--step {options.step}: the checkpoints of {options.run} are of steps "
-                f"{', '.join(map(str, found)) or '(none)'}"
+                f"{', '.join(map(str, directories)) or '(none)'}"
             )
-        directory = found[options.step]
+        directory = directories[options.step]
     else:
         directory = None
     durable_files.refuse_output("--weights", target)
@@ -114,12 +117,12 @@ def _prune(options):
     lock = RunLock(options.run)
     try:
         recover(options.run)
-        removed = prune(options.run, options.prune)
+        steps = prune(options.run, options.prune)
     except OSError as error:
         raise UserError(f"cannot remove {error.filename}: {error.strerror}") from None
     finally:
         lock.release()
-    say(f"removed {len(removed)}: steps {', '.join(map(str, removed))}" if removed else "nothing to remove")
+    say(f"removed {len(steps)}: steps {', '.join(map(str, steps))}" if steps else "nothing to remove")
 
 
 def _parser():
@@ -128,9 +131,9 @@ def _parser():
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--weights", metavar="FILE", help="write the merged network's weights there, as safetensors")
     action.add_argument("--prune", type=int, metavar="K", help="keep the newest K and the best, remove the others")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, metavar="N", help="with --weights: those of this step")
-    which.add_argument(
+    selection = parser.add_mutually_exclusive_group()
+    selection.add_argument("--step", type=int, metavar="N", help="with --weights: those of this step")
+    selection.add_argument(
         "--best", action="store_true", help="with --weights: those with the lowest top-1 validation error"
     )
     return parser

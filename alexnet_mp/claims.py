@@ -51,10 +51,10 @@ def main(arguments: Sequence[str | Path] | None = None) -> int:
             return _run(options)
         case "table":
             if options.take:
-                taken = take_records(options.take, options.records)
-                for name in taken:
+                names = take_records(options.take, options.records)
+                for name in names:
                     say(f"took {name}")
-                if not taken:
+                if not names:
                     say(f"nothing in {options.take} is new here")
             return _table(options)
         case _:
@@ -88,23 +88,23 @@ def _list(options):
         say(f"{claim.id}: {claim.sentence} ({claim.section})")
         say(f"    paper  {claim.paper}")
         say(f"    2012   {claim.source}")
-        here = [record for record in records.get(claim.id, []) if findings.findings(record)]
-        for record in here:
+        local_records = [record for record in records.get(claim.id, []) if findings.findings(record)]
+        for record in local_records:
             say(f"    here   {findings.setting(record)}:")
             for sentence in findings.findings(record):
                 say(f"           {sentence}")
-        if not here:
+        if not local_records:
             say("    here   not run here")
         if claim.needs:
             say(f"    needs  {claim.needs}")
         say(f"    {command(claim)}")
-    for other in ELSEWHERE:
-        say(f"{other.id}: {other.sentence} ({other.section})")
-        say(f"    paper  {other.paper}")
-        say(f"    2012   {other.source}")
-        for sentence in other.sentences(options.records, records) or ["not run here"]:
+    for entry in ELSEWHERE:
+        say(f"{entry.id}: {entry.sentence} ({entry.section})")
+        say(f"    paper  {entry.paper}")
+        say(f"    2012   {entry.source}")
+        for sentence in entry.sentences(options.records, records) or ["not run here"]:
             say(f"    here   {sentence}")
-        say(f"    {other.command}")
+        say(f"    {entry.command}")
     return 0
 
 
@@ -129,16 +129,16 @@ def _seconds(budget):
 
 
 def _refuse(options):
-    if other := next((other for other in ELSEWHERE if other.id == options.claim), None):
-        raise UserError(f"{options.claim} has no run of its own; its figure comes from: {other.command}")
+    if entry := next((entry for entry in ELSEWHERE if entry.id == options.claim), None):
+        raise UserError(f"{options.claim} has no run of its own; its figure comes from: {entry.command}")
     if options.claim not in ("all", *(claim.id for claim in CLAIMS)):
         raise UserError(
             f"no claim is called {options.claim}; they are {', '.join(claim.id for claim in CLAIMS)}, and all"
         )
-    asked = [claim for claim in CLAIMS if options.claim in (claim.id, "all")]
-    if options.larger and not any(arm.larger for claim in asked for arm in claim.arms):
+    claims = [claim for claim in CLAIMS if options.claim in (claim.id, "all")]
+    if options.larger and not any(arm.larger for claim in claims for arm in claim.arms):
         raise UserError(f"--larger {options.larger}: {options.claim} trains nothing on another set")
-    if options.search_epochs and not any(claim.kind.searches_rates for claim in asked):
+    if options.search_epochs and not any(claim.kind.searches_rates for claim in claims):
         raise UserError(f"--search-epochs {options.search_epochs}: {options.claim} looks for no learning rate")
     for name in ("seeds", "epochs", "steps", "search_epochs"):
         value = getattr(options, name)
@@ -152,11 +152,11 @@ def _refuse(options):
                 f"--set {setting}: the arms have names of their own, and their seeds by --seeds K and --first-seed S"
             )
     if options.larger:
-        many, few = (len(opened(data, SMALLEST).classes) for data in (options.larger, options.data))
-        if many <= few:
+        larger_count, data_count = (len(opened(data, SMALLEST).classes) for data in (options.larger, options.data))
+        if larger_count <= data_count:
             raise UserError(
-                f"--larger {options.larger}: it has {many:,} classes and --data {options.data} has {few:,}; "
-                "pre-training is on a set of more"
+                f"--larger {options.larger}: it has {larger_count:,} classes and --data {options.data} has "
+                f"{data_count:,}; pre-training is on a set of more"
             )
     if options.seeds is not None and options.seeds > 20:
         raise UserError(
@@ -171,7 +171,7 @@ def _parser():
     parser = command_parser("claims", __doc__)
     parser.set_defaults(action="list", records=RECORDS)
     actions = parser.add_subparsers(dest="action", metavar="list|run|table")
-    listed = actions.add_parser("list", help="all claims with their figures; what no word asks for")
+    listing = actions.add_parser("list", help="all claims with their figures; what no word asks for")
     run = actions.add_parser("run", help="train what a claim needs, test it, record it")
     run.add_argument("claim", metavar="ID|all")
     run.add_argument("--data", required=True, metavar="DIR|builtin", help="a folder, a prepared set, or builtin")
@@ -210,9 +210,11 @@ def _parser():
     run.add_argument("--out", default=OUT, metavar="DIR", help=f"where the runs are; default: {OUT}")
     add_machine_options(run)
     table = actions.add_parser("table", help="README's table and docs/claims.md, from the records: printed")
-    how = table.add_mutually_exclusive_group()
-    how.add_argument("--write", action="store_true", help="write both, between their markers, instead of printing them")
-    how.add_argument(
+    mode = table.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--write", action="store_true", help="write both, between their markers, instead of printing them"
+    )
+    mode.add_argument(
         "--check", action="store_true", help="write nothing, fail where one of them differs from the records"
     )
     table.add_argument(
@@ -220,7 +222,7 @@ def _parser():
     )
     table.add_argument("--readme", metavar="FILE", help="default: README.md of the checkout")
     table.add_argument("--details", metavar="FILE", help="the page of all that is known; default: its docs/claims.md")
-    for action in (listed, run, table):
+    for action in (listing, run, table):
         action.add_argument(
             "--records", default=RECORDS, metavar="DIR", help="where the records are; default: claims/records"
         )

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write_page(out, runs):
-    before = page_directory(out, NAME)
+    old_pictures = page_directory(out, NAME)
     with writing(out):
         page.begin(out / NAME)
         page.write(
@@ -48,7 +48,7 @@ def _write_page(out, runs):
             f"{runs[0].name} and {len(runs) - 1} more." if len(runs) > 3 else f"{', '.join(run.name for run in runs)}.",
             parts(out, runs),
         )
-        for name in before - page.pictures_of(out / NAME):
+        for name in old_pictures - page.pictures_of(out / NAME):
             (out / name).unlink(missing_ok=True)
     say(f"\nwrote {printable(str(out / NAME))}")
 

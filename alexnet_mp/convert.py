@@ -63,16 +63,16 @@ def _refuse_given(options, names, what):
 
 def _border(options):
     compute_as_in_training()
-    network, found = load_run(options.border, options.gpus, options.kernels)
+    network, facts = load_run(options.border, options.gpus, options.kernels)
     split = open_dataset(options.data, network.recipe.stored_size, ("val",)).splits["val"]
     pictures = [split.read(number) for number in range(min(len(split), MOST_PICTURES))]
-    told = border_difference(network, centre_images(network, found.statistics, pictures))
-    for layer in told.layers:
+    difference = border_difference(network, centre_images(network, facts.statistics, pictures))
+    for layer in difference.layers:
         maps = f"maps {', '.join(map(str, layer.maps))} of {layer.of}" if layer.maps else f"none of {layer.of} maps"
         say(f"{layer.layer}: the border changes {maps}, by {layer.mean:.2%} in the mean, {layer.largest:.2%} at most")
     say(
-        f"{told.pictures} pictures: logits differ by {told.logits:.3g} at most, probabilities by "
-        f"{told.probability:.2e}; {told.other_answers} have another most probable class"
+        f"{difference.pictures} pictures: logits differ by {difference.logits:.3g} at most, probabilities by "
+        f"{difference.probability:.2e}; {difference.other_answers} have another most probable class"
     )
     return 0
 

@@ -61,16 +61,16 @@ def text(value: object) -> str:
 
 def summary(outcomes: Mapping[str, str]) -> list[str]:
     """Of {what was checked: outcome}: how many passed, each that didn't, and once why others were not checked."""
-    wrong = {}
+    failures = {}
     for what, outcome in outcomes.items():
         if outcome != "passed":
-            wrong.setdefault(outcome if outcome.startswith("not checked") else what, []).append((what, outcome))
-    passed = len(outcomes) - sum(map(len, wrong.values()))
+            failures.setdefault(outcome if outcome.startswith("not checked") else what, []).append((what, outcome))
+    passes = len(outcomes) - sum(map(len, failures.values()))
     return [
-        f"{passed} of {len(outcomes)} checks passed",
+        f"{passes} of {len(outcomes)} checks passed",
         *(
-            f"{what}{f' and {len(others)} more' if others else ''}: {outcome}"
-            for (what, outcome), *others in wrong.values()
+            f"{what}{f' and {len(rest)} more' if rest else ''}: {outcome}"
+            for (what, outcome), *rest in failures.values()
         ),
     ]
 

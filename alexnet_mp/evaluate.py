@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options, ranks):
-    weights, outputs = _asked(options, ranks)
+    weights, outputs = _weights_and_outputs(options, ranks)
     compute_as_in_training()
-    runs = _opened(options, weights, ranks)
+    runs = _runs(options, weights, ranks)
     if options.features is not None:
         shape = layer_features.write_features(runs[0], options.split, options.features, options.out)
         say(f"{options.out}: features {shape}, labels {shape[:1]}")
@@ -56,18 +56,18 @@ def _evaluate(options, ranks):
             f"the {options.split} images of {dataset.source} have no labels: all that can be made is --submission FILE"
         )
     order = submission.order(images.names) if options.submission else None
-    own = dataset.class_names or class_words(options.runs[0], dataset.classes)
-    words = in_words(dataset.classes, own, options.synsets)
-    tested = evaluate_runs(runs, options.split, weights, options.views or "ten", bool(outputs))
+    class_names = dataset.class_names or class_words(options.runs[0], dataset.classes)
+    words = in_words(dataset.classes, class_names, options.synsets)
+    test = evaluate_runs(runs, options.split, weights, options.views or "ten", bool(outputs))
     if len(runs) > 1:
-        shown = "all equal" if len(set(tested.weights)) == 1 else " ".join(f"{weight:.4g}" for weight in tested.weights)
-        say(f"average of {len(runs)} runs, weights {shown}:")
-    print_answers(tested.average, options.split, len(dataset.classes))
+        shares = "all equal" if len(set(test.weights)) == 1 else " ".join(f"{weight:.4g}" for weight in test.weights)
+        say(f"average of {len(runs)} runs, weights {shares}:")
+    print_answers(test.average, options.split, len(dataset.classes))
     if ranks.writes:
-        _write_files(options, dataset, list(tested.average.values())[-1], order, words)
+        _write_files(options, dataset, list(test.average.values())[-1], order, words)
 
 
-def _asked(options, ranks):
+def _weights_and_outputs(options, ranks):
     """(weights of the RUNs, or "validation"; {flag: the file it names}). Raises UserError for what can't be meant."""
     if options.weights is not None and len(options.runs) == 1:
         raise UserError("--weights: there is a single RUN, and nothing to be averaged")
@@ -85,7 +85,7 @@ def _asked(options, ranks):
     return weights, outputs
 
 
-def _opened(options, weights, ranks):
+def _runs(options, weights, ranks):
     """The `Run`s, with the protocols that are asked for."""
     splits = dict.fromkeys((options.split, "val")) if weights == "validation" else (options.split,)
     runs = open_runs(
@@ -104,15 +104,15 @@ def _opened(options, weights, ranks):
     return runs
 
 
-def _write_files(options, dataset, found, order, words):
-    """found: the `Answers` that files are about. order: of the submission. words: the classes' names for a person."""
+def _write_files(options, dataset, answers, order, words):
+    """answers: the `Answers` that files are about. order: of the submission. words: the classes' names for a person."""
     if options.submission:
-        _write(options.submission, submission.text(order, dataset.ids, found.top))
+        _write(options.submission, submission.text(order, dataset.ids, answers.top))
         say(f"{options.submission}: {submission.describe(order, dataset.ids)}")
     if options.per_class or options.confusion:
-        counts = per_class.confusion(found.labels, found.top[:, 0], len(dataset.classes))
+        counts = per_class.confusion(answers.labels, answers.top[:, 0], len(dataset.classes))
     if options.per_class:
-        _write(options.per_class, per_class.table(dataset.classes, found, counts, words))
+        _write(options.per_class, per_class.table(dataset.classes, answers, counts, words))
     if options.confusion:
         _write(options.confusion, per_class.confusion_table(dataset.classes, counts))
 
@@ -123,12 +123,12 @@ def _refuse_features(options, outputs, ranks):
         raise UserError("--split train is for --features LAYER --out FILE; tests are of val or test")
     if options.features is None or options.out is None:
         raise UserError("--features LAYER and --out FILE go together")
-    others = [*outputs, *(["--weights"] if options.weights is not None else [])]
+    conflicts = [*outputs, *(["--weights"] if options.weights is not None else [])]
     if options.views == "ten":
         raise UserError("--features are of the centre view, and --views ten is for tests")
-    if len(options.runs) > 1 or ranks.count > 1 or others:
+    if len(options.runs) > 1 or ranks.count > 1 or conflicts:
         raise UserError(
-            f"--features is of one RUN, in one process, alone{''.join(f', without {each}' for each in others)}"
+            f"--features is of one RUN, in one process, alone{''.join(f', without {flag}' for flag in conflicts)}"
         )
     layer_features.refuse_out(options.out)
     layer_features.refuse_layer(trained(options.runs[0]).recipe, options.features)

@@ -59,31 +59,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         durable_files.refuse_output("--page", options.page)
     compute_as_in_training()
     with lines_on_stderr():  # standard output holds the answers alone
-        network, found = load_run(options.run, options.gpus, options.kernels)
-    words = in_words(found.classes, class_words(options.run, found.classes), options.synsets)
-    shown, answers = apart_by_number(found.classes), []
-    for path, picture, told in map_pictures(
+        network, facts = load_run(options.run, options.gpus, options.kernels)
+    words = in_words(facts.classes, class_words(options.run, facts.classes), options.synsets)
+    class_names, answers = apart_by_number(facts.classes), []
+    for path, picture, prediction in map_pictures(
         options.pictures,
         network.recipe.stored_size,
-        lambda some: zip(*predict(network, found.statistics, some, options.views, options.top)),
+        lambda batch: zip(*predict(network, facts.statistics, batch, options.views, options.top)),
     ):
-        if told is None:
+        if prediction is None:
             answers.append({"file": path, "error": str(picture)})
             continue
         if options.page is not None:
-            _write_page(options, network, found, path, picture, words)
+            _write_page(options, network, facts, path, picture, words)
         top = [
-            {"class": found.classes[label], "name": words[label], "label": label, "probability": probability}
-            for probability, label in zip(*(each.tolist() for each in told))
+            {"class": facts.classes[label], "name": words[label], "label": label, "probability": probability}
+            for probability, label in zip(*(tensor.tolist() for tensor in prediction))
         ]
         answers.append({"file": path, "top": top})
         if not options.json and options.csv != STDIN:
-            _tell(path, top, shown)
+            _tell(path, top, class_names)
     if options.json:
-        about = {"run": options.run, "checkpoint": found.checkpoint.name, "views": options.views}
-        print(json.dumps({**about, "pictures": answers}, indent=1))
+        header = {"run": options.run, "checkpoint": facts.checkpoint.name, "views": options.views}
+        print(json.dumps({**header, "pictures": answers}, indent=1))
     if options.csv:
-        content = _table(answers, min(options.top, len(words)), shown).encode(errors="surrogateescape")
+        content = _table(answers, min(options.top, len(words)), class_names).encode(errors="surrogateescape")
         if options.csv == STDIN:
             sys.stdout.flush()
             sys.stdout.buffer.write(content)
@@ -92,67 +92,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2 if any("error" in answer for answer in answers) else 0
 
 
-def _table(answers, top, shown):
+def _table(answers, top, class_names):
     """CSV, a row a picture: its file, the most probable classes with their names and probabilities, and the error of
-    one that can't be read. shown: the classes, told apart."""
+    one that can't be read. class_names: of all classes, no two alike."""
     columns = [f"{what} {place}" for place in range(1, top + 1) for what in ("class", "name", "probability")]
     rows = [("file", *columns, "error")]
     for answer in answers:
-        top = [(shown[one["label"]], one["name"], one["probability"]) for one in answer.get("top", ())]
+        top = [(class_names[guess["label"]], guess["name"], guess["probability"]) for guess in answer.get("top", ())]
         rows.append((answer["file"], *(sum(top, ()) or [""] * len(columns)), answer.get("error", "")))
     return as_csv(rows)
 
 
-def _tell(path, top, shown):
+def _tell(path, top, class_names):
     say(printable(path))
     for place in top:
-        name, of_class = place["name"], shown[place["label"]]
+        name, of_class = place["name"], class_names[place["label"]]
         words = of_class if name == place["class"] else f"{name} ({of_class})"
         say(f"  {100 * place['probability']:6.2f} %  {printable(words)}")
 
 
-def _write_page(options, network, found, path, picture, words):
+def _write_page(options, network, facts, path, picture, words):
     # Imported late, and below: who asks for classes alone doesn't wait for what draws.
     from .analysis.figure_4 import told_apart
     from .analysis.one_picture import through
     from .reporting.one_picture import draw_page, write_page
 
     recipe = network.recipe
-    means, of = _means(options, network, found) if recipe.towers == 2 else (None, "It has one tower: nothing crosses.")
+    means, caption = (
+        _means(options, network, facts) if recipe.towers == 2 else (None, "It has one tower: nothing crosses.")
+    )
     (top, left, _), side = centre_view(recipe)[0], recipe.crop_size
-    seen, names = picture[top : top + side, left : left + side], told_apart(found.classes, words)
-    shown = through(network, centre_images(network, found.statistics, [picture]), means)
+    view, names = picture[top : top + side, left : left + side], told_apart(facts.classes, words)
+    passage = through(network, centre_images(network, facts.statistics, [picture]), means)
     if options.page.endswith(".png"):
-        draw_page(options.page, seen, shown, names)
+        draw_page(options.page, view, passage, names)
     else:
-        first = f"{recipe.layers[0].name}.weight"
+        weight_name = f"{recipe.layers[0].name}.weight"
         write_page(
             options.page,
             "standard input" if path == STDIN else os.path.basename(path),
-            seen,
-            shown,
-            network.merged_state(first)[first].float().numpy(),
+            view,
+            passage,
+            network.merged_state(weight_name)[weight_name].float().numpy(),
             names,
             f"{recipe.name} on {len(words):,} classes, run {os.path.basename(os.path.realpath(options.run))}, "
-            f"{found.checkpoint.name}. {synsets.hint(names)}".rstrip(),
-            of,
+            f"{facts.checkpoint.name}. {synsets.hint(names)}".rstrip(),
+            caption,
             recipe,
         )
     say(f"wrote {printable(options.page)}")
 
 
-def _means(options, network, found):
+def _means(options, network, facts):
     """(means as `layer_outputs` takes them, in words of what); (None, why) if the run has none, its own data can't be
     read and nobody named others."""
     from .analysis.layer_outputs import on_devices, unit_means_of
 
-    kept, recipe = None, network.recipe
+    unit_means, recipe = None, network.recipe
     if options.data is None:
-        kept = load_unit_means(options.run, recipe, len(found.classes))
-    if kept is None:
+        unit_means = load_unit_means(options.run, recipe, len(facts.classes))
+    if unit_means is None:
         try:
             dataset = (
-                open_data_of_run(options.run, found.source, recipe.stored_size, ("val",))
+                open_data_of_run(options.run, facts.source, recipe.stored_size, ("val",))
                 if options.data is None
                 else open_dataset(options.data, recipe.stored_size, ("val",))
             )
@@ -161,9 +163,9 @@ def _means(options, network, found):
                 raise
             complain(error)
             return None, f"Nothing is shown as off: the means would be over the run's own data, and {error}."
-        kept = unit_means_of(network, found.statistics, dataset)
-    words = f"Off: an output is put to its mean over {kept.over}, unit by unit, under the centre view."
-    return on_devices(kept, network), words
+        unit_means = unit_means_of(network, facts.statistics, dataset)
+    words = f"Off: an output is put to its mean over {unit_means.over}, unit by unit, under the centre view."
+    return on_devices(unit_means, network), words
 
 
 def _parser():
@@ -180,9 +182,9 @@ def _parser():
     )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name; default: 5")
     parser.add_argument("--synsets", metavar="FILE|SET", help=synsets.HELP)
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    how.add_argument("--csv", metavar="FILE.csv", help="write a table, a row a picture; - is standard output")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    output.add_argument("--csv", metavar="FILE.csv", help="write a table, a row a picture; - is standard output")
     parser.add_argument("--page", metavar="FILE.html|FILE.png", help="show the way of one picture through both towers")
     parser.add_argument(
         "--data",

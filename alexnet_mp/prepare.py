@@ -57,33 +57,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    if {"train", "val"} <= source.splits.keys() and (recipe := _trained_with(options.recipe, size)) is not None:
+    if {"train", "val"} <= source.splits.keys() and (recipe := _recipe_options(options.recipe, size)) is not None:
         say(f"train from it: {typed('train', '--data', options.dest, *recipe)}")
     return status
 
 
-def _trained_with(asked, size):
+def _recipe_options(recipe_name, size):
     """What `train` has to be told of the recipe to take pictures of this size: the one that was asked for, if they are
     in its size, else the smallest change. None where no recipe takes them."""
     sizes = {name: preset().stored_size for name, preset in PRESETS.items()}
     default = "paper" if torch.cuda.device_count() else "mini"
-    if asked != "paper" and sizes[asked] == size:
-        return () if asked == default else ("--recipe", asked)
+    if recipe_name != "paper" and sizes[recipe_name] == size:
+        return () if recipe_name == default else ("--recipe", recipe_name)
     if sizes[default] <= size:  # larger ones are reduced
         return ()
-    fit = [name for name in PRESETS if sizes[name] <= size]
-    return ("--recipe", max(fit, key=sizes.get)) if fit else None
+    candidates = [name for name in PRESETS if sizes[name] <= size]
+    return ("--recipe", max(candidates, key=sizes.get)) if candidates else None
 
 
 @contextmanager
 def _terminations_as_ctrl_c():
     """A scheduler's SIGTERM and a closed terminal end the work as Ctrl-C does: without debris."""
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

@@ -65,77 +65,78 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compute_as_in_training()
     if options.pictures < 1:
         raise UserError(f"--pictures {options.pictures}: it must be at least 1")
-    shown, runs = options.runs[0], named(options.runs)
-    described, lines = read_run(shown), sound_metrics(shown)
+    first_run, runs = options.runs[0], named(options.runs)
+    run_fields, lines = read_run(first_run), sound_metrics(first_run)
     layers = {
         name: (*first_layer(directory), bool(links(read_run(directory)["recipe"]))) for name, directory in runs.items()
     }
     _refuse_equals(layers)
-    out = Path(shown) / "report" if options.out is None else Path(options.out)
-    before = page_directory(out)
+    out = Path(first_run) / "report" if options.out is None else Path(options.out)
+    old_pictures = page_directory(out)
     with suppress(OSError):
         out.rmdir()  # empty: made to see whether it can be, and not left behind by what is refused now
-    opened, missing = _data(options)
-    if opened is not None:
-        in_words(opened.dataset.classes, opened.dataset.classes, options.synsets)  # refused before the index is made
-    pictures = opened if opened is None or options.split in SPLITS else _opened(options, (options.split,))
-    index = None if opened is None else _index(options)
-    network, found = load_run(shown, options.gpus, options.kernels)
-    recipe = found.recipe
-    own_words = class_words(shown, found.classes) if index is None else index.described.source.class_names
-    words = in_words(found.classes, own_words, options.synsets)
-    names = told_apart(found.classes, words)
-    said = None if pictures is None else _answers(options, network, found.statistics, pictures)
+    index_run, message = _data(options)
+    if index_run is not None:
+        # What --synsets can't name is refused before the index is made.
+        in_words(index_run.dataset.classes, index_run.dataset.classes, options.synsets)
+    pictures = index_run if index_run is None or options.split in SPLITS else _run_on(options, (options.split,))
+    index = None if index_run is None else _index(options)
+    network, facts = load_run(first_run, options.gpus, options.kernels)
+    recipe = facts.recipe
+    own_words = class_words(first_run, facts.classes) if index is None else index.described.source.class_names
+    words = in_words(facts.classes, own_words, options.synsets)
+    names = told_apart(facts.classes, words)
+    answers = None if pictures is None else _answers(options, network, facts.statistics, pictures)
     out.mkdir(parents=True, exist_ok=True)
     page.begin(out / page.NAME)
     name, (kernels, towers, _) = next(iter(layers.items()))
-    step = int(found.checkpoint.name.rpartition("_")[2])
+    step = int(facts.checkpoint.name.rpartition("_")[2])
     if pictures is None:
-        say(f"{missing}; the parts that need pictures are left out")
-        likeness, *of_towers = (_left_out(part, missing) for part in (SIMILARITY, LESIONS, SIGHT))
-        of_pictures = [_left_out(part, missing) for part in (ANSWERS, NEAREST, CODES)]
+        say(f"{message}; the parts that need pictures are left out")
+        likeness, *tower_parts = (_placeholder(part, message) for part in (SIMILARITY, LESIONS, SIGHT))
+        picture_parts = [_placeholder(part, message) for part in (ANSWERS, NEAREST, CODES)]
     else:
-        split, (numbers, guessed) = pictures.dataset.splits[options.split], said
-        compared = [split.read(numbers[place]) for place in evenly(len(numbers), most_pictures(recipe))]
+        split, (numbers, picture_guesses) = pictures.dataset.splits[options.split], answers
+        samples = [split.read(numbers[place]) for place in evenly(len(numbers), most_pictures(recipe))]
         likeness = similarity(
             out,
-            shown,
+            first_run,
             step,
             network,
-            found.statistics,
+            facts.statistics,
             dict(list(runs.items())[1:]),
-            Pictures(compared, options.split, pictures.batch_size),
+            Pictures(samples, options.split, pictures.batch_size),
             options.gpus,
             options.kernels,
         )
-        of_towers = _of_towers(out, network, found.statistics, split, options, kernels, names)
-        of_pictures = [
-            figure_4_left(out, guessed, numbers, split, options.split, names),
-            figure_4_right(out, index, opened.dataset, words),
+        tower_parts = _of_towers(out, network, facts.statistics, split, options, kernels, names)
+        picture_parts = [
+            figure_4_left(out, picture_guesses, numbers, split, options.split, names),
+            figure_4_right(out, index, index_run.dataset, words),
             short_codes(out, index, options.speed),
         ]
     parts = [
         figure_3(out, kernels, towers, options.kernel_scale, options.sort),
-        specialisation(out, kernels, towers, layers, {name: _described(directory) for name, directory in runs.items()}),
+        specialisation(out, kernels, towers, layers, {name: _identity(directory) for name, directory in runs.items()}),
         growing(out, {name: growth(directory) for name, directory in runs.items()}),
         likeness,
-        *of_towers,
+        *tower_parts,
         training(out, lines, recipe, len(names)),
-        exchange(recipe, len(names), network.exchange.devices, lines, devices_of(described)),
+        exchange(recipe, len(names), network.exchange.devices, lines, devices_of(run_fields)),
         memory(out, recipe, len(names)),
-        *of_pictures,
-        provenance(described, recipe, step, opened.dataset if opened else None),
+        *picture_parts,
+        provenance(run_fields, recipe, step, index_run.dataset if index_run else None),
     ]
-    others = f", with {len(runs) - 1} other run{'s' * (len(runs) > 2)} for comparison" if len(runs) > 1 else ""
-    at = "converted, not trained here" if described.get("converted") else f"step {step:,} of its training"
+    comparison = f", with {len(runs) - 1} other run{'s' * (len(runs) > 2)} for comparison" if len(runs) > 1 else ""
+    stage = "converted, not trained here" if run_fields.get("converted") else f"step {step:,} of its training"
     page.write(
         out / page.NAME,
         f"What each GPU learned: {recipe.name} on {len(names):,} classes",
-        f"Run {name}, {at}{others}.",
+        f"Run {name}, {stage}{comparison}.",
         parts,
         headline(kernels, lines, recipe, len(names)),
     )
-    for name in before - page.pictures_of(out / page.NAME):
+    for name in old_pictures - page.pictures_of(out / page.NAME):
         (out / name).unlink(missing_ok=True)
     say(f"wrote {out / page.NAME}")
     return 0
@@ -145,7 +146,7 @@ def _data(options):
     """(the `ensembles.Run` on the splits of the index, None); (None, why) where the run's own data can't be read and
     nobody named others."""
     try:
-        return _opened(options, SPLITS), None
+        return _run_on(options, SPLITS), None
     except DataOfRunMissing as error:
         return None, str(error)
 
@@ -168,13 +169,13 @@ def _answers(options, network, statistics, pictures):
     split = pictures.dataset.splits[options.split]
     numbers = evenly(len(split), MOST_ANSWERED)
     with progress(f"{options.split} images", len(numbers)) as advance:
-        some = some_of(split, numbers, network, statistics)
-        return numbers, guesses(network, some, "given", pictures.batch_size, advance)
+        pipeline = some_of(split, numbers, network, statistics)
+        return numbers, guesses(network, pipeline, "given", pictures.batch_size, advance)
 
 
-def _left_out(part, missing):
-    """A `Part` that needs pictures, of which there are none. part: its anchor and heading."""
-    return page.Part(*part, [page.text(f"It needs pictures: {missing}.")])
+def _placeholder(part, message):
+    """A `Part` that needs pictures, of which there are none. part: its anchor and heading; message: why."""
+    return page.Part(*part, [page.text(f"It needs pictures: {message}.")])
 
 
 def _of_towers(out, network, statistics, split, options, kernels, names):
@@ -183,52 +184,54 @@ def _of_towers(out, network, statistics, split, options, kernels, names):
     --pictures are for lesions and altered pictures; ten times as many for the classes, which have few each; half as
     many for single kernels and deals of them, which are many."""
     count, labelled = options.pictures, bool((np.asarray(split.labels) >= 0).all())
-    some, many, few = (evenly(len(split), number) for number in (count, 10 * count, max(1, count // 2)))
-    of = network, statistics, split
+    sample, large_sample, small_sample = (
+        evenly(len(split), number) for number in (count, 10 * count, max(1, count // 2))
+    )
+    inputs = network, statistics, split
 
-    def measured(what, function, numbers, times=1):
+    def measure(what, function, numbers, times=1):
         with progress(what, times * len(numbers)) as advance:
-            return function(*of, numbers, advance=advance)
+            return function(*inputs, numbers, advance=advance)
 
     def sample_in_words(numbers):
         spread = ", spread evenly" * (len(numbers) < len(split))
         return f"{len(numbers):,} picture{'s' * (len(numbers) > 1)} of {options.split}{spread}"
 
-    lesions_found = measured("lesions", lesions, some) if labelled else None
-    removed = measured("kernels removed", kernel_lesions, few) if labelled else None
-    seen = measured("altered pictures", sight, some, len(ALTERATIONS)) if labelled else ()
-    division = measured("brightness and colour", colour_division, few, 3)
-    leanings = measured("classes", class_leanings, many) if labelled else None
+    tower_lesions = measure("lesions", lesions, sample) if labelled else None
+    removals = measure("kernels removed", kernel_lesions, small_sample) if labelled else None
+    sights = measure("altered pictures", sight, sample, len(ALTERATIONS)) if labelled else ()
+    division = measure("brightness and colour", colour_division, small_sample, 3)
+    leanings = measure("classes", class_leanings, large_sample) if labelled else None
     return [
-        lesions_part(out, lesions_found, removed, kernels, sample_in_words(some), sample_in_words(few)),
-        sight_part(out, seen, division, leanings, split, some, names, sample_in_words(some)),
+        lesions_part(out, tower_lesions, removals, kernels, sample_in_words(sample), sample_in_words(small_sample)),
+        sight_part(out, sights, division, leanings, split, sample, names, sample_in_words(sample)),
     ]
 
 
 def _refuse_equals(layers):
     """Raise UserError where two runs have the same first layer: they are one, and would count twice. layers: {name:
     (kernels, ...)}."""
-    seen = {}
+    owners = {}
     for name, (kernels, *_) in layers.items():
-        other = seen.setdefault(kernels.tobytes(), name)
-        if other != name:
+        owner = owners.setdefault(kernels.tobytes(), name)
+        if owner != name:
             raise UserError(
-                f"{name} has the same first-layer weights as {other}: they are one network; each counts once"
+                f"{name} has the same first-layer weights as {owner}: they are one network; each counts once"
             )
 
 
-def _described(directory):
+def _identity(directory):
     """Of a run, what tells it from others: recipe, seed, step, data."""
-    _, trained = from_newest(directory, read_state)
-    return [trained.recipe.name, str(trained.recipe.seed), f"{trained.step:,}", trained.data.fingerprint[:8]]
+    _, state = from_newest(directory, read_state)
+    return [state.recipe.name, str(state.recipe.seed), f"{state.step:,}", state.data.fingerprint[:8]]
 
 
-def _opened(options, splits):
+def _run_on(options, splits):
     """The `ensembles.Run` of the run that is shown, on these splits."""
-    (opened,) = open_runs(
+    (run,) = open_runs(
         options.runs[:1], options.data, splits, options.gpus, options.kernels, options.pipeline, options.workers
     )
-    return opened
+    return run
 
 
 def _parser():

@@ -67,33 +67,33 @@ def _query(options):
     index = index_at(options.index)
     bits = code_length(index, options.by, options.bits, options.run)
     with lines_on_stderr():  # standard output holds the answers alone
-        network, found = network_of(index, options.run, options.gpus, options.kernels)
+        network, facts = network_of(index, options.run, options.gpus, options.kernels)
     search, names = Search(index, options.by, bits), index.names("train")
-    shown = told_apart(index.described.source.classes, index.described.source.class_names, LINE_LETTERS)
+    words = told_apart(index.described.source.classes, index.described.source.class_names, LINE_LETTERS)
     answers, rows = [], []
     pictures = stored_pictures(index, options.data, network.recipe.stored_size, bool(options.sheet))
 
-    def searched(some):
-        seen = features(
+    def search_batch(batch):
+        queries = features(
             network,
-            pipeline_of(some, network.recipe, network.exchange.devices, found.statistics),
+            pipeline_of(batch, network.recipe, network.exchange.devices, facts.statistics),
             "given",
             network.recipe.batch_size,
         )
-        return zip(*search(seen, options.k))
+        return zip(*search(queries, options.k))
 
-    for path, picture, told in map_pictures(options.pictures, network.recipe.stored_size, searched):
-        if told is None:
+    for path, picture, answer in map_pictures(options.pictures, network.recipe.stored_size, search_batch):
+        if answer is None:
             answers.append({"file": path, "error": str(picture)})
             continue
-        pairs = zip(*(each.tolist() for each in told))  # distance, number
-        found_here = [neighbour(index, search.labels, names, *pair) for pair in pairs]
-        answers.append({"file": path, "nearest": found_here})
+        pairs = zip(*(column.tolist() for column in answer))  # distance, number
+        neighbours = [neighbour(index, search.labels, names, *pair) for pair in pairs]
+        answers.append({"file": path, "nearest": neighbours})
         if not options.json:
-            _tell(path, found_here, shown)
+            _tell(path, neighbours, words)
         if options.sheet:
             query = picture, [printable(path), f"nearest by {options.by}"]
-            rows.append([query, *(_cell(pictures, one, shown) for one in found_here)])
+            rows.append([query, *(_cell(pictures, hit, words) for hit in neighbours)])
     if options.json:
         print(json.dumps({"index": str(index.path), "by": options.by, "bits": bits, "queries": answers}, indent=1))
     if rows:
@@ -101,20 +101,20 @@ def _query(options):
     return 2 if any("error" in answer for answer in answers) else 0
 
 
-def _cell(pictures, found, shown):
+def _cell(pictures, hit, words):
     picture = None
     if pictures is not None:
         try:
-            picture = pictures.read(found["number"])
+            picture = pictures.read(hit["number"])
         except UserError as error:
             print(f"missing on the sheet: {printable(str(error))}", file=sys.stderr)
-    return picture, [f"{found['distance']:.4g}", printable(shown[found["label"]]), printable(found["name"])]
+    return picture, [f"{hit['distance']:.4g}", printable(words[hit["label"]]), printable(hit["name"])]
 
 
-def _tell(path, found, shown):
+def _tell(path, neighbours, words):
     say(printable(path))
-    for one in found:
-        say(f"  {one['distance']:10.5g}  {printable(shown[one['label']])}  {printable(one['name'])}")
+    for hit in neighbours:
+        say(f"  {hit['distance']:10.5g}  {printable(words[hit['label']])}  {printable(hit['name'])}")
 
 
 def _measure(options):
@@ -182,20 +182,20 @@ def _parser():
         "--run", metavar="RUN", help="where the run is now; default: where it was, as seen from the index"
     )
     add_run_options(query)
-    measured = actions.add_parser("measure", help="precision, mean average precision, bytes, time")
-    measured.add_argument("index", metavar="INDEX|RUN", help="as for query")
-    measured.add_argument(
+    measures = actions.add_parser("measure", help="precision, mean average precision, bytes, time")
+    measures.add_argument("index", metavar="INDEX|RUN", help="as for query")
+    measures.add_argument(
         "--bits", metavar="B,...", help="lengths of codes; missing ones are learned; default: all there are"
     )
-    measured.add_argument(
+    measures.add_argument(
         "--queries",
         type=int,
         default=2000,
         metavar="N",
         help="validation pictures to ask with, spread evenly over all; default: 2000",
     )
-    measured.add_argument("--speed", action="store_true", help="also: queries a second, and on a million random codes")
-    measured.add_argument(
+    measures.add_argument("--speed", action="store_true", help="also: queries a second, and on a million random codes")
+    measures.add_argument(
         "--json", action="store_true", help="the record on standard output; INDEX/measures.json has it anyway"
     )
     return parser

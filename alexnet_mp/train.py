@@ -36,10 +36,10 @@ from .training.profiler import STEPS
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     with spoken_by_the_first():
-        asked = vars(_parser().parse_args(arguments))
-    asked["settings"] = tuple(asked["settings"])
-    how = dry_run.dry_run if asked.pop("dry_run") else run.train
-    how(Options(**asked, command=shlex.join(["python", "-m", "alexnet_mp.train", *arguments])))
+        options = vars(_parser().parse_args(arguments))
+    options["settings"] = tuple(options["settings"])
+    action = dry_run.dry_run if options.pop("dry_run") else run.train
+    action(Options(**options, command=shlex.join(["python", "-m", "alexnet_mp.train", *arguments])))
     return 0
 
 

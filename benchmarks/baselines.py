@@ -58,21 +58,23 @@ class EagerTowers(nn.Module):
 
     def forward(self, images):
         images = F.pad(images, (0, 3, 0, 3))  # 224 -> 55, as in 2012
-        a, b = (self._normed(tower["conv2"](self._normed(tower["conv1"](images)))) for tower in self.towers)
-        both, halves = torch.cat((a, b), 1), []
+        a, b = (
+            self._norm_and_pool(tower["conv2"](self._norm_and_pool(tower["conv1"](images)))) for tower in self.towers
+        )
+        features, halves = torch.cat((a, b), 1), []
         for tower in self.towers:
-            x = F.relu(tower["conv3"](both), inplace=True)
+            x = F.relu(tower["conv3"](features), inplace=True)
             x = F.relu(tower["conv4"](x), inplace=True)
             halves.append(F.max_pool2d(F.relu(tower["conv5"](x), inplace=True), 3, 2).flatten(1))
         for layer in ("fc6", "fc7"):
-            both = torch.cat(halves, 1)
+            features = torch.cat(halves, 1)
             halves = [
-                F.dropout(F.relu(tower[layer](both), inplace=True), self.recipe.dropout, self.training)
+                F.dropout(F.relu(tower[layer](features), inplace=True), self.recipe.dropout, self.training)
                 for tower in self.towers
             ]
         return self.fc8(torch.cat(halves, 1))
 
-    def _normed(self, x):
+    def _norm_and_pool(self, x):
         r = self.recipe
         x = F.local_response_norm(F.relu(x, inplace=True), r.lrn_size, r.lrn_size * r.lrn_alpha, r.lrn_beta, r.lrn_k)
         return F.max_pool2d(x, r.pool_size, r.pool_stride)

@@ -48,29 +48,29 @@ def pytest_itemcollected(item):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    everything = list(items)
+    collection = list(items)
     yield  # -k and node ids choose
     if config.option.collectonly:  # lists what there is on any machine
         return
-    found = torch.cuda.device_count()
-    able, lacking = selection.without_gpus(items, found)
-    kept = set(able)
+    gpus = torch.cuda.device_count()
+    candidates, shortfalls = selection.without_gpus(items, gpus)
+    choice = set(candidates)
     if not selection.asked_by_name(config):
-        for item in able:
+        for item in candidates:
             if name := selection.long_name(item):
                 config.stash[LEFT_OUT][name] = config.stash[LEFT_OUT].get(name, 0) + 1
-                kept.discard(item)
-    for needed, cases in lacking.items():  # one of them says it for all
-        cases[0].add_marker(pytest.mark.skip(reason=selection.reason(needed, found, cases)))
-        kept.add(cases[0])
+                choice.discard(item)
+    for need, cases in shortfalls.items():  # one of them says it for all
+        cases[0].add_marker(pytest.mark.skip(reason=selection.reason(need, gpus, cases)))
+        choice.add(cases[0])
         config.stash[LACKING].extend(cases)
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = [item for item in items if item in kept]
+    config.hook.pytest_deselected(items=[item for item in items if item not in choice])
+    items[:] = [item for item in items if item in choice]
     # Of a part of a group, or of other numbers than its own, the time says nothing.
     if not (config.getoption("batch") or config.getoption("rounds")):
-        names = selection.whole(everything, items, found)
-        charged = selection.names_of_measurements(able)
-        config.stash[CHARGED].update({measured: name for measured, name in charged.items() if name in names})
+        names = selection.whole(collection, items, gpus)
+        charges = selection.names_of_measurements(candidates)
+        config.stash[CHARGED].update({measurement: name for measurement, name in charges.items() if name in names})
 
 
 @pytest.hookimpl(wrapper=True)
@@ -85,8 +85,8 @@ def pytest_runtest_makereport(item, call):
 
 def took(config):
     """{long group: seconds} of those that ran whole."""
-    whole = config.stash[PASSED] - config.stash[FAILED]
-    return {name: seconds for name, seconds in config.stash[TOOK].items() if name in whole}
+    groups = config.stash[PASSED] - config.stash[FAILED]
+    return {name: seconds for name, seconds in config.stash[TOOK].items() if name in groups}
 
 
 def pytest_benchmark_update_json(config, output_json):
@@ -95,7 +95,7 @@ def pytest_benchmark_update_json(config, output_json):
 
 def pytest_terminal_summary(terminalreporter, config):
     session = config._benchmarksession
-    entries = [one.as_dict(include_data=False) for one in session.benchmarks if not one.has_error]
+    entries = [benchmark.as_dict(include_data=False) for benchmark in session.benchmarks if not benchmark.has_error]
     device = entries[0]["extra_info"].get("device") if entries else None
     times = selection.recorded_times(device)
     left_out = {name: selection.how_long(name, times) for name in config.stash[LEFT_OUT]}
@@ -114,11 +114,11 @@ def surroundings():
 @pytest.fixture(scope="session")
 def variants_of_measurements(request):
     """{measurement: those of its variants that -k, names, node ids and the long groups left in}."""
-    found = {}
+    by_measurement = {}
     for item in request.session.items:
         if "variant" in getattr(getattr(item, "callspec", None), "params", ()):
-            found.setdefault(selection.measurement(item), {})[item.callspec.params["variant"]] = None
-    return {measured: tuple(variants) for measured, variants in found.items()}
+            by_measurement.setdefault(selection.measurement(item), {})[item.callspec.params["variant"]] = None
+    return {measurement: tuple(variants) for measurement, variants in by_measurement.items()}
 
 
 @pytest.fixture

@@ -29,10 +29,10 @@ class Side:
 
     def join(self, *tensors):
         """The current stream comes after all that was launched `aside`."""
-        current = torch.cuda.current_stream(self.stream.device)
-        current.wait_stream(self.stream)
+        stream = torch.cuda.current_stream(self.stream.device)
+        stream.wait_stream(self.stream)
         for tensor in tensors:
-            tensor.record_stream(current)
+            tensor.record_stream(stream)
 
     @contextmanager
     def aside(self):
@@ -71,20 +71,20 @@ def change(network, joined=False, side=None):
         maps_a = maps_b = getattr(a, first.name).pad_ceil_mode(images_a)
         aside = False  # whether maps_b are made on the side
         for layer in network.recipe.layers:
-            own, other = (getattr(tower, layer.name, None) for tower in (a, b))
+            layer_a, layer_b = (getattr(tower, layer.name, None) for tower in (a, b))
             if layer.reads == "both":
                 if aside:
                     side.join(maps_b)
                 maps_a = maps_b = torch.cat([maps_a, maps_b], 1)
                 aside = False
-            if other is None:
-                maps_a = own(maps_a, a.step)
+            if layer_b is None:
+                maps_a = layer_a(maps_a, a.step)
                 continue
             if joined and maps_a is maps_b:
-                maps_a, maps_b, left_a, left_b = both_products(own, other, maps_a)
-                steps = ((own.apply_epilogue, (left_a, a.step)), (other.apply_epilogue, (left_b, b.step)))
+                maps_a, maps_b, bias_a, bias_b = both_products(layer_a, layer_b, maps_a)
+                steps = (layer_a.apply_epilogue, (bias_a, a.step)), (layer_b.apply_epilogue, (bias_b, b.step))
             else:
-                steps = (own, (a.step,)), (other, (b.step,))
+                steps = (layer_a, (a.step,)), (layer_b, (b.step,))
             if not aside:
                 side.fork(maps_b)
             with side.aside():
@@ -97,14 +97,16 @@ def change(network, joined=False, side=None):
     network.forward = forward
 
 
-def both_products(own, other, x):
+def both_products(layer_a, layer_b, x):
     """(tower a's product, b's, the bias that what follows a's adds, and b's)."""
-    (weight_a, added_a, left_a), (weight_b, added_b, left_b) = (layer.operands(x.dtype) for layer in (own, other))
-    added = None if added_a is None else Behind.apply(added_a, added_b)
-    y = own.product(x, Behind.apply(weight_a, weight_b), added)
+    (weight_a, bias_a, late_bias_a), (weight_b, bias_b, late_bias_b) = (
+        layer.operands(x.dtype) for layer in (layer_a, layer_b)
+    )
+    bias = None if bias_a is None else Behind.apply(bias_a, bias_b)
+    y = layer_a.product(x, Behind.apply(weight_a, weight_b), bias)
     last = y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
     order = torch.channels_last if last else torch.contiguous_format
-    return *(half.contiguous(memory_format=order) for half in y.chunk(2, 1)), left_a, left_b
+    return *(half.contiguous(memory_format=order) for half in y.chunk(2, 1)), late_bias_a, late_bias_b
 
 
 class Behind(torch.autograd.Function):
@@ -140,9 +142,9 @@ def lay_out(network, dtype):
         if (number == 0 or layer.reads == "both") and layer.towers == "each":
             pair = getattr(a, layer.name), getattr(b, layer.name)
             for name in ("weight", "bias"):
-                parameters = [getattr(each, name) for each in pair]
+                parameters = [getattr(part, name) for part in pair]
                 for parameter, half in zip(parameters, torch.cat(parameters).chunk(2), strict=True):
                     parameter.data = half
                 if dtype != network.dtype:
-                    for each, half in zip(pair, torch.cat([each.kept[name][0] for each in pair]).chunk(2), strict=True):
-                        each.kept[name] = half, getattr(each, name)._version
+                    for part, half in zip(pair, torch.cat([part.kept[name][0] for part in pair]).chunk(2), strict=True):
+                        part.kept[name] = half, getattr(part, name)._version

@@ -31,17 +31,17 @@ def last_level_cache(device):
     """Bytes of the device's last cache, all of its slices together."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
-    found = {}  # the processors that share a cache -> (level, bytes)
+    caches = {}  # the processors that share a cache -> (level, bytes)
     for cache in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index*"):
         try:
             level, size, sharers = (
                 (cache / name).read_text(encoding="utf-8").strip() for name in ("level", "size", "shared_cpu_list")
             )
-            found[level, sharers] = int(level), int(size.removesuffix("K")) * 1024
+            caches[level, sharers] = int(level), int(size.removesuffix("K")) * 1024
         except (OSError, ValueError):
             continue
-    last = max((level for level, _ in found.values()), default=0)
-    return sum(size for level, size in found.values() if level == last) or UNKNOWN_CACHE
+    last_level = max((level for level, _ in caches.values()), default=0)
+    return sum(size for level, size in caches.values() if level == last_level) or UNKNOWN_CACHE
 
 
 def once(measure):
@@ -54,13 +54,13 @@ def once(measure):
         except Exception as error:
             return None, bare(error)
 
-    def found(*arguments):
+    def answer(*arguments):
         result, error = outcome(*arguments)
         if error is not None:
             raise error
         return result
 
-    return found
+    return answer
 
 
 def bare(error):
@@ -131,11 +131,11 @@ def rounds_in(seconds=SECONDS, rounds=None, warm_up=0):
 
     The warm-up comes before, in negative numbers, and is no longer than `rounds`.
     """
-    begin = 0.0
+    start = 0.0
     for number in range(-min(warm_up, rounds or warm_up), rounds or MOST_ROUNDS):
         if number == 0:
-            begin = time.perf_counter()
-        if rounds is None and number >= LEAST_ROUNDS and time.perf_counter() - begin > seconds:
+            start = time.perf_counter()
+        if rounds is None and number >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
             return
         yield number
 
@@ -155,10 +155,10 @@ def time_interleaved(variants, device, rounds=None, seed=0):
     for turn in rounds_in(rounds=rounds, warm_up=1 + max((variant.sets for variant in variants.values()), default=0)):
         for name in order.sample(list(variants), len(variants)):
             for step, run in variants[name].runs.items():
-                took = _clock(run, device)
+                times = _clock(run, device)
                 if turn >= 0:
-                    for kept, value in zip((seconds, wall), took):
-                        kept[name][step].append(value / variants[name].calls)
+                    for series, value in zip((seconds, wall), times):
+                        series[name][step].append(value / variants[name].calls)
     return seconds, wall
 
 
@@ -166,8 +166,8 @@ def _clock(run, device):
     if device.type == "cpu":
         start = time.perf_counter()
         run()
-        took = time.perf_counter() - start
-        return took, took
+        seconds = time.perf_counter() - start
+        return seconds, seconds
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -235,11 +235,11 @@ def compare(seconds, step, bytes_, against):
         for name, median in medians.items()
     }
     for name, steps in seconds.items():
-        for other in against:
-            if other in seconds and other != name and len(steps[step]) > 1:
-                ratios = [theirs / own for theirs, own in zip(seconds[other][step], steps[step], strict=True)]
-                first, _, last = statistics.quantiles(ratios, n=4, method="inclusive")
-                figures[name][f"quartiles_to_{other}"] = [first, last]
+        for rival in against:
+            if rival in seconds and rival != name and len(steps[step]) > 1:
+                ratios = [theirs / own for theirs, own in zip(seconds[rival][step], steps[step], strict=True)]
+                q1, _, q3 = statistics.quantiles(ratios, n=4, method="inclusive")
+                figures[name][f"quartiles_to_{rival}"] = [q1, q3]
     if "copy" in seconds:
         roof = seconds["copy"][step]
         half = max(1, len(roof) // 2)

@@ -28,25 +28,25 @@ class Job:
     calls, sets = 1, 1
 
     def __init__(self, devices, threads, batch, apart=False, microbatch=None, recipe=None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        spawn, self.ends, self.processes = multiprocessing.get_context("spawn"), [], []
-        for rank, own in enumerate(devices):
-            place = {
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context, self.ends, self.processes = multiprocessing.get_context("spawn"), [], []
+        for rank, group in enumerate(devices):
+            env = {
                 "RANK": str(rank),
                 "WORLD_SIZE": str(len(devices)),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": str(threads),
             }
-            here, there = spawn.Pipe()
-            process = spawn.Process(
-                target=_serve, args=(there, place, own, threads, batch, apart, microbatch, recipe or paper())
+            parent_end, child_end = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(child_end, env, group, threads, batch, apart, microbatch, recipe or paper())
             )
             process.start()
-            there.close()
-            self.ends.append(here)
+            child_end.close()
+            self.ends.append(parent_end)
             self.processes.append(process)
         self.losses = [end.recv() for end in self.ends]  # of a step that warms up; EOFError where a process failed
         self.runs = {"step": self.step}
@@ -64,11 +64,11 @@ class Job:
             process.join()
 
 
-def _serve(pipe, place, devices, threads, batch, apart, microbatch, recipe):
-    os.environ.update(place)
+def _serve(pipe, env, devices, threads, batch, apart, microbatch, recipe):
+    os.environ.update(env)
     torch.set_num_threads(threads)
-    with ExitStack() as held:
-        ranks = held.enter_context(joined(apart))
+    with ExitStack() as stack:
+        ranks = stack.enter_context(joined(apart))
         take = _step_of(ranks, [torch.device(device) for device in devices], batch, microbatch, recipe)
         pipe.send(take())
         while True:
@@ -86,18 +86,18 @@ def _step_of(ranks, devices, batch, microbatch, recipe):
     optimizer.set_rates(dict.fromkeys(network.layer_parameters(), RATE))
     pieces = Pieces(ranks.pair, ranks.pairs, microbatch)
     images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))[pieces.read(batch)]
-    made = {device: images.to(device, memory_format=torch.channels_last) for device in dict.fromkeys(devices)}
+    replicas = {device: images.to(device, memory_format=torch.channels_last) for device in dict.fromkeys(devices)}
     labels = (torch.arange(batch) % 1000)[pieces.read(batch)].to(devices[0])
-    given = [made[device] for device in devices], labels, lambda loss: None
+    arguments = [replicas[device] for device in devices], labels, lambda loss: None
     if microbatch or ranks.pairs > 1:
-        given += (batch,)
+        arguments += (batch,)
         step = PiecewiseStep(network, optimizer, Pairs(ranks, network.exchange.devices), pieces)
     else:
         step = TrainingStep(network, optimizer)
 
     def take():
-        loss, *_ = step(*given)
-        for device in made:
+        loss, *_ = step(*arguments)
+        for device in replicas:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         return loss.item()

@@ -10,8 +10,8 @@ from interleaved import GRAPH_CALLS
 
 def gradients(y, inputs, dy, retain_graph=False):
     """Those of the inputs that require one."""
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    return torch.autograd.grad(y, wanted, dy, retain_graph=retain_graph)
+    leaves = [tensor for tensor in inputs if tensor.requires_grad]
+    return torch.autograd.grad(y, leaves, dy, retain_graph=retain_graph)
 
 
 def passes_on(device):
@@ -44,7 +44,7 @@ class OnGPU:
         stream, forward, backward = torch.cuda.Stream(), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         repeats = -(-GRAPH_CALLS // len(sets))
         self.calls, self.sets = repeats * len(sets), 1
-        ys, found = [None] * len(sets), [None] * len(sets)  # kept, so that the outputs rotate as well
+        ys, grads = [None] * len(sets), [None] * len(sets)  # kept, so that the outputs rotate as well
         stream.wait_stream(torch.cuda.current_stream())
         # The backward pass runs many times on one forward, whose saved tensors must stay; see `donated_buffer`.
         with torch.cuda.stream(stream):
@@ -59,6 +59,6 @@ class OnGPU:
         with torch.cuda.graph(backward, pool=forward.pool(), stream=stream):
             for _ in range(repeats):
                 for index, (inputs, dy) in enumerate(sets):
-                    found[index] = gradients(ys[index], inputs, dy, retain_graph=True)
+                    grads[index] = gradients(ys[index], inputs, dy, retain_graph=True)
         self.runs = {"fwd": forward.replay, "bwd": backward.replay}
-        self.kept = ys, found
+        self.kept = ys, grads

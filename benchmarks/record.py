@@ -56,7 +56,7 @@ def records_of(raw, command):
                 "command": command,
                 "date": raw["datetime"][:19],
                 "machine": machine,
-                "took": _rounded(raw.get("took", {})),
+                "took": _four_digits(raw.get("took", {})),
                 "groups": {},
             },
         )
@@ -70,7 +70,7 @@ def records_of(raw, command):
             "rounds": stats["rounds"],
             **info,
         }
-        record["groups"].setdefault(entry["group"] or entry["name"], {})[variant] = _rounded(info)
+        record["groups"].setdefault(entry["group"] or entry["name"], {})[variant] = _four_digits(info)
     for record in records.values():
         record["groups"] = [_shared_first(name, variants) for name, variants in record["groups"].items()]
     return list(records.values())
@@ -79,39 +79,37 @@ def records_of(raw, command):
 def _shared_first(name, variants):
     """A group with what all its variants have in common told once."""
     first, *rest = variants.values()
-    shared = {
+    shared_facts = {
         key: value
         for key, value in first.items()
         if not key.endswith("_s")
         and not key.startswith(("ratio_", "quartiles_", "pct_"))
-        and all(other.get(key) == value for other in rest)
+        and all(info.get(key) == value for info in rest)
     }
     return {
         "group": name,
-        **shared,
+        **shared_facts,
         "rivals": {
-            variant: {key: value for key, value in info.items() if key not in shared}
+            variant: {key: value for key, value in info.items() if key not in shared_facts}
             for variant, info in variants.items()
         },
     }
 
 
-def _rounded(value):
+def _four_digits(value):
     """Floats to four digits: a timing has no more."""
     if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
+        return {key: _four_digits(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(inner) for inner in value]
+        return [_four_digits(item) for item in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def write(record, records=RECORDS, name=""):
     """Write a record into its device's folder, one line a variant; returns the path."""
     commit = record["machine"].get("commit")
-    short = commit[:10] + ("-changes" if "+changes" in commit else "") if commit else "none"
-    path = (
-        Path(records) / slug(record["machine"]["device"]) / f"{record['date'][:10]}-{short}{name and '-' + name}.json"
-    )
+    tag = commit[:10] + ("-changes" if "+changes" in commit else "") if commit else "none"
+    path = Path(records) / slug(record["machine"]["device"]) / f"{record['date'][:10]}-{tag}{name and '-' + name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     head = ",\n".join(
         f" {json.dumps(key)}: {json.dumps(record[key])}"
@@ -120,11 +118,11 @@ def write(record, records=RECORDS, name=""):
     )
     groups = []
     for group in record["groups"]:
-        shared = json.dumps({key: value for key, value in group.items() if key != "rivals"})[:-1]
+        facts = json.dumps({key: value for key, value in group.items() if key != "rivals"})[:-1]
         variants = ",\n".join(
             f"   {json.dumps(variant)}: {json.dumps(info)}" for variant, info in group["rivals"].items()
         )
-        groups.append(f'  {shared}, "rivals": {{\n{variants}}}}}')
+        groups.append(f'  {facts}, "rivals": {{\n{variants}}}}}')
     path.write_text("{\n" + head + ',\n "groups": [\n' + ",\n".join(groups) + "]\n}\n", encoding="utf-8")
     return path
 
@@ -147,14 +145,14 @@ def main(arguments=None):
     parser.add_argument("--commit", help="of the source, where there is no git to ask")
     parser.add_argument("--name", default="", help="a word that tells this record from others of the day")
     options, pytest_arguments = parser.parse_known_args(arguments)
-    said = [
+    words = [
         word
         for name in ("from", "name")
         if (value := vars(options)["raw" if name == "from" else name])
         for word in (f"--{name}", str(value))
     ]
     # The record says what was run, and not where it was written.
-    command, code = shlex.join(["python", "benchmarks/record.py", *said, *pytest_arguments]), 0
+    command, code = shlex.join(["python", "benchmarks/record.py", *words, *pytest_arguments]), 0
     if options.raw:
         raw = json.loads(options.raw.read_text(encoding="utf-8"))
     else:

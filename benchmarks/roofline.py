@@ -19,23 +19,23 @@ def report(recipe, batches, bandwidth=BANDWIDTH, tflops=TFLOPS):
         {
             "op": op.name,
             "shape": [op.maps, op.height, op.width],
-            "pass": one,
+            "pass": mode,
             "dtype": dtype,
             "batch": batch,
-            "bytes": op.bytes(one, batch, dtype),
-            "flops": op.flops(one, batch),
+            "bytes": op.bytes(mode, batch, dtype),
+            "flops": op.flops(mode, batch),
             "saved_bytes": op.saved_bytes(batch, dtype),
             **(
-                {f"{way}_bytes": op.traffic(one, batch, dtype, way) for way in ("eager", "inductor")}
+                {f"{way}_bytes": op.traffic(mode, batch, dtype, way) for way in ("eager", "inductor")}
                 if op.pool and op.norm != "spatial"
                 else {}
             ),
-            "limit_us": 1e6 * seconds(op.bytes(one, batch, dtype), 0, dtype, bandwidth),
+            "limit_us": 1e6 * seconds(op.bytes(mode, batch, dtype), 0, dtype, bandwidth),
         }
         for op in map_ops(recipe)
         for dtype in ("fp32", "bf16")
         for batch in batches
-        for one in ("fwd", "bwd")
+        for mode in ("fwd", "bwd")
     ]
     layers = [
         {
@@ -85,10 +85,10 @@ def _print(figures):
     print("map operation (a tower)                     MB  limit us   MFLOP  saved MB  eager MB  inductor MB")
     for row in figures["maps"]:
         label = f"{row['op']} {'x'.join(map(str, row['shape']))} {row['pass']} {row['dtype']} b{row['batch']}"
-        others = f"{row['eager_bytes'] / 1e6:9.1f} {row['inductor_bytes'] / 1e6:12.1f}" if "eager_bytes" in row else ""
+        extras = f"{row['eager_bytes'] / 1e6:9.1f} {row['inductor_bytes'] / 1e6:12.1f}" if "eager_bytes" in row else ""
         print(
             f"{label:36} {row['bytes'] / 1e6:9.1f} {row['limit_us']:9.1f} {row['flops'] / 1e6:7.0f} "
-            f"{row['saved_bytes'] / 1e6:9.1f} {others}".rstrip()
+            f"{row['saved_bytes'] / 1e6:9.1f} {extras}".rstrip()
         )
     print(f"\nSGD, all towers: {figures['sgd_bytes'] / 1e9:.3f} GB\n\ntraining step on one device, ms")
     for row in figures["steps"]:

@@ -24,8 +24,8 @@ LONG = {
 def measurement(item):
     """What the cases that are timed together have in common."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
-    shared = {name: value for name, value in parameters.items() if name not in ("variant", "step")}
-    return item.path, item.originalname, tuple(shared.items())
+    setting = {name: value for name, value in parameters.items() if name not in ("variant", "step")}
+    return item.path, item.originalname, tuple(setting.items())
 
 
 def long_name(item):
@@ -44,18 +44,18 @@ def gpus_needed(item):
     return max((marker.args[0] for marker in item.iter_markers("gpus")), default=0)
 
 
-def without_gpus(items, found):
+def without_gpus(items, gpus):
     """(cases that can run, {GPUs needed: cases that need more than were found})."""
-    able, lacking = [], {}
+    cases, shortfalls = [], {}
     for item in items:
-        needed = gpus_needed(item)
-        (able if needed <= found else lacking.setdefault(needed, [])).append(item)
-    return able, lacking
+        need = gpus_needed(item)
+        (cases if need <= gpus else shortfalls.setdefault(need, [])).append(item)
+    return cases, shortfalls
 
 
-def reason(needed, found, items):
+def reason(need, gpus, items):
     """The line that says why these cases are skipped."""
-    return f"needs {needed} CUDA device{'s' * (needed > 1)}, found {found} ({len(items)} cases in one line)"
+    return f"needs {need} CUDA device{'s' * (need > 1)}, found {gpus} ({len(items)} cases in one line)"
 
 
 def files(items):
@@ -69,23 +69,23 @@ def names_of_measurements(items):
     return {measurement(item): long_name(item) for item in items if long_name(item)}
 
 
-def whole(everything, chosen, found):
+def whole(items, choice, gpus):
     """The long groups of which every case that can run here was chosen."""
-    able, _ = without_gpus(everything, found)
-    names = names_of_measurements(able)
-    left = {names[measurement(item)] for item in set(able) - set(chosen) if measurement(item) in names}
-    return set(names.values()) - left
+    cases, _ = without_gpus(items, gpus)
+    names = names_of_measurements(cases)
+    gaps = {names[measurement(item)] for item in set(cases) - set(choice) if measurement(item) in names}
+    return set(names.values()) - gaps
 
 
 def recorded_times(device=None, folder=RECORDS):
     """{long group: (seconds, device, date)} of the newest record that says so, one of this device before all others."""
-    found = {}
+    candidates = {}
     for path in sorted(Path(folder).glob("*/*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         for name, seconds in (record.get("took") or {}).items() if isinstance(record, dict) else ():
-            where, date = record["machine"]["device"], record["date"]
-            found.setdefault(name, []).append(((where == device, date), (seconds, where, date[:10])))
-    return {name: max(times)[1] for name, times in found.items()}
+            machine, date = record["machine"]["device"], record["date"]
+            candidates.setdefault(name, []).append(((machine == device, date), (seconds, machine, date[:10])))
+    return {name: max(times)[1] for name, times in candidates.items()}
 
 
 def help_text():

@@ -21,10 +21,10 @@ def lines(entries, left_out, took, lacking=""):
     """entries: the "benchmarks" of pytest-benchmark's JSON; left_out: {long group: how long it takes}, as text;
     took: {long group: seconds}; lacking: the cases for whose GPUs none was found, as text.
     """
-    told = []
+    output = []
     if entries:
         title = ("times as fast as (quartiles)", "eager", "torch.compile", "others", "time")
-        told += [
+        output += [
             "",
             machine(entries[0]["extra_info"]),
             "ratios of the medians of interleaved rounds; in brackets the quartiles of the rounds' own ratios",
@@ -32,16 +32,16 @@ def lines(entries, left_out, took, lacking=""):
             *_row(title),
             *_row(["-" * width for width in WIDTHS]),
         ]
-        told += [line for group in _groups(entries) for line in _of_group(*group)]
+        output += [line for group in _groups(entries) for line in _of_group(*group)]
     if took:
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())
-        told += ["", f"long groups, with building and checking: {times}"]
+        output += ["", f"long groups, with building and checking: {times}"]
     if left_out:
-        told += ["", "long groups, not run; --long runs all, -k NAME one:"]
-        told += [f"  {name:14}{how_long}" for name, how_long in left_out.items()]
+        output += ["", "long groups, not run; --long runs all, -k NAME one:"]
+        output += [f"  {name:14}{how_long}" for name, how_long in left_out.items()]
     if lacking:
-        told += ["", *textwrap.wrap(f"cases not run for lack of GPUs: {lacking}", 120, subsequent_indent="  ")]
-    return told
+        output += ["", *textwrap.wrap(f"cases not run for lack of GPUs: {lacking}", 120, subsequent_indent="  ")]
+    return output
 
 
 def machine(info):
@@ -64,12 +64,12 @@ def _groups(entries):
     for entry in entries:
         variant = entry["extra_info"].get("variant", entry["name"])
         groups.setdefault(entry["group"] or entry["name"], {})[variant] = entry
-    together = {}
+    by_name = {}
     for name, variants in groups.items():
         info = next(iter(variants.values()))["extra_info"]
         step = info.get("pass")
-        together.setdefault(name.replace(f"-{step}-", "-") if step else name, {})[step] = variants
-    for name, passes in together.items():
+        by_name.setdefault(name.replace(f"-{step}-", "-") if step else name, {})[step] = variants
+    for name, passes in by_name.items():
         last = list(passes)[-1]  # forward and backward come after either
         yield name, passes.get("fwdbwd", passes[last]), passes
 
@@ -86,10 +86,10 @@ def _of_group(name, variants, passes):
         ratios = {key.removeprefix("ratio_to_"): value for key, value in info.items() if key.startswith("ratio_to_")}
         ratios.pop(variant, None)
         columns = [_ratio(info, baseline) if baseline in ratios else "" for baseline in BASELINES]
-        others = [f"{other} {_times(value)}" for other, value in ratios.items() if other not in BASELINES]
+        rivals = [f"{rival} {_times(value)}" for rival, value in ratios.items() if rival not in BASELINES]
         remarks = [
-            ", ".join(others),
-            *_remarks(variant, [found[variant]["extra_info"] for found in passes.values() if variant in found]),
+            ", ".join(rivals),
+            *_remarks(variant, [entries[variant]["extra_info"] for entries in passes.values() if variant in entries]),
         ]
         yield from _row(
             [
@@ -104,7 +104,7 @@ def _of_group(name, variants, passes):
 def _remarks(variant, infos):
     """What else is known of a variant, infos being those of its passes."""
     info = infos[-1]
-    percents = [one["pct_of_roof"] for one in infos if "pct_of_roof" in one and one.get("pass") != "fwdbwd"]
+    percents = [entry["pct_of_roof"] for entry in infos if "pct_of_roof" in entry and entry.get("pass") != "fwdbwd"]
     if percents and variant != "copy":
         yield f"{' and '.join(f'{percent:.0f}' for percent in percents)} % of a copy"
     if "images_per_s" in info:
@@ -117,11 +117,11 @@ def _remarks(variant, infos):
 
 def _row(cells):
     """The lines of one row; what is longer than its column goes on in the next line."""
-    wrapped = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, WIDTHS, strict=True)]
-    for number in range(max(map(len, wrapped))):
-        parts = [cell[number] if number < len(cell) else "" for cell in wrapped]
-        *left, time = [f"{part:{width}}" for part, width in zip(parts, WIDTHS, strict=True)]
-        yield "  ".join([*left, time.strip().rjust(WIDTHS[-1])]).rstrip()
+    columns = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, WIDTHS, strict=True)]
+    for number in range(max(map(len, columns))):
+        parts = [cell[number] if number < len(cell) else "" for cell in columns]
+        *head, time = [f"{part:{width}}" for part, width in zip(parts, WIDTHS, strict=True)]
+        yield "  ".join([*head, time.strip().rjust(WIDTHS[-1])]).rstrip()
 
 
 def _ratio(info, baseline):

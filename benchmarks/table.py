@@ -60,10 +60,10 @@ def ratios(folder):
                 case = tuple(case.get(key) for key in ("op", "dtype", "layout", "pass"))
                 if case != (op, "fp32", "channels_last", "fwdbwd"):
                     continue
-                for who, info in group["rivals"].items():
+                for variant, info in group["rivals"].items():
                     cells = [_against(info, baselines) for baselines in columns]
-                    if (who == "towers" or who.startswith("ours-")) and any(cells):
-                        kernels = group.get("kernels") or who.removeprefix("ours-")
+                    if (variant == "towers" or variant.startswith("ours-")) and any(cells):
+                        kernels = group.get("kernels") or variant.removeprefix("ours-")
                         rows.append(_row(what, f"{device}, {kernels}", *cells, record["date"][:10]))
     head = [
         _row("operation, float32", "device, kernels", "plain PyTorch", "`torch.compile`", "date"),
@@ -74,15 +74,17 @@ def ratios(folder):
 
 def _against(info, baselines):
     """ "20", or "2.6 (foreach), 0.97 (fused)"; nothing where none was measured."""
-    found = {name: _times(info[f"ratio_to_{name}"]) for name in baselines if f"ratio_to_{name}" in info}
-    return ", ".join(f"{ratio} ({name})" if len(baselines) > 1 else ratio for name, ratio in found.items())
+    texts = {name: _times(info[f"ratio_to_{name}"]) for name in baselines if f"ratio_to_{name}" in info}
+    return ", ".join(f"{ratio} ({name})" if len(baselines) > 1 else ratio for name, ratio in texts.items())
 
 
 def _device(device, groups):
     """One device: where and how it was measured, its map operations, its other groups."""
-    used = {json.dumps([record["date"], record["machine"], record["command"]]): record for record, _ in groups.values()}
+    records = {
+        json.dumps([record["date"], record["machine"], record["command"]]): record for record, _ in groups.values()
+    }
     lines = [f"**{device}**", ""]
-    for record in used.values():
+    for record in records.values():
         machine = record["machine"]
         versions = ", ".join(f"{name} {machine[name]}" for name in VERSIONS if machine.get(name))
         commit = (machine.get("commit") or "not recorded")[:10] + (" with changes" if machine.get("dirty") else "")
@@ -99,20 +101,20 @@ def _maps(groups):
             cases.setdefault(key, {})[group["pass"]] = group["rivals"]
     rows = []
     for case, passes in cases.items():
-        both = passes.get("fwdbwd", {})
-        plain, mark = ("eager", "") if "eager" in both else ("reference", " *")
-        for name in [variant for variant in both if variant.startswith("ours-")]:
-            ours = both[name]
+        rivals = passes.get("fwdbwd", {})
+        baseline, mark = ("eager", "") if "eager" in rivals else ("reference", " *")
+        for name in [variant for variant in rivals if variant.startswith("ours-")]:
+            info = rivals[name]
             percents = [passes.get(step, {}).get(name, {}).get("pct_of_roof") for step in ("fwd", "bwd")]
             rows.append(
                 _row(
                     *case,
                     name.removeprefix("ours-"),
-                    _time(ours),
-                    _time(both.get(plain)) + mark,
-                    _time(both.get("compile")),
-                    _times(ours.get(f"ratio_to_{plain}")),
-                    _times(ours.get("ratio_to_compile")),
+                    _time(info),
+                    _time(rivals.get(baseline)) + mark,
+                    _time(rivals.get("compile")),
+                    _times(info.get(f"ratio_to_{baseline}")),
+                    _times(info.get("ratio_to_compile")),
                     *map(_percent, percents),
                 )
             )
@@ -210,30 +212,30 @@ def main(arguments=None):
     parser.add_argument("--records", type=Path, default=RECORDS)
     options = parser.parse_args(arguments)
     pages = (options.readme, ratios), (options.page, render)
-    return max([_update(page, made(options.records), options) for page, made in pages])
+    return max([_update(page, renderer(options.records), options) for page, renderer in pages])
 
 
-def _update(page, new, options):
+def _update(page, tables, options):
     """Write one page's tables between its markers, or compare them. Returns the exit status."""
     text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         print(f"{page} has no place for the speed tables: {BEGIN} and {END} once each, in this order")
         return 1 if BEGIN in text or END in text else 0
     before, rest = text.split(BEGIN)
-    old, after = rest.split(END)
-    if new == NOTHING:
+    old_tables, after = rest.split(END)
+    if tables == NOTHING:
         print(f"no records in {options.records}")
-    if old.strip() == new or (new == NOTHING and not old.strip()):
+    if old_tables.strip() == tables or (tables == NOTHING and not old_tables.strip()):
         print(f"{page}: the speed tables are those of the records")
         return 0
     if options.check:
-        lines = old.strip().splitlines(), new.splitlines()
+        lines = old_tables.strip().splitlines(), tables.splitlines()
         print("\n".join(difflib.unified_diff(*lines, str(page), "records", lineterm="")))
         print(f"{page} differs from the records; python benchmarks/table.py writes it anew")
         return 1
-    whole = page.with_name(f"{page.name}.partial")  # a page is written whole or not at all
-    whole.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}", encoding="utf-8")
-    whole.replace(page)
+    draft = page.with_name(f"{page.name}.partial")  # a page is written whole or not at all
+    draft.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+    draft.replace(page)
     print(f"wrote the speed tables of {page}")
     return 0
 

@@ -62,13 +62,13 @@ def test_augmentation(device, variant, benchmark, measured, asked, rounds, reque
     if reason := absence(variant, device):
         pytest.skip(reason)
     batch = (request.config.getoption("batch") or (128,))[0]
-    seconds, bytes_, noted = measured(device, batch, asked, rounds)
+    seconds, bytes_, conditions = measured(device, batch, asked, rounds)
     benchmark.group = f"augmentation-fp32-b{batch}"
     replay(benchmark, seconds[variant]["batch"])
     times = compare(seconds, "batch", bytes_, ("eager", "compile", "reference"))
     benchmark.extra_info.update(
         provenance(device)
-        | noted
+        | conditions
         | times[variant]
         | {
             "op": "augmentation",
@@ -81,12 +81,12 @@ def test_augmentation(device, variant, benchmark, measured, asked, rounds, reque
     )
 
 
-def measure(device, batch, asked, rounds):
+def measure(device, batch, names, rounds):
     """Those asked for that are there, checked and timed: (seconds, bytes of a batch, the conditions)."""
     values = batch * 3 * CROP * CROP
     sets = [inputs(batch, device, SEED + number) for number in range(buffer_sets(batch * 3 * STORED * STORED, device))]
     expected, variants = reference.augment(*sets[0], **OPTIONS), {}
-    for name in asked:
+    for name in names:
         if name == "copy":
             variants[name] = CopyRoof({"batch": 5 * values}, device)
         elif not absence(name, device):  # else its own test says so
@@ -132,11 +132,12 @@ def eager(pictures, top, left, flip, mean, shift):
     """What is usual in a loader: one crop after another, the arithmetic at once."""
     places = list(zip(top.tolist(), left.tolist(), flip.tolist()))
 
-    def crops(of):
+    def crops(images):
         windows = [
-            image[row : row + CROP, column : column + CROP] for image, (row, column, _) in zip(of, places, strict=True)
+            image[row : row + CROP, column : column + CROP]
+            for image, (row, column, _) in zip(images, places, strict=True)
         ]
-        return torch.stack([window.flip(1) if turned else window for window, (_, _, turned) in zip(windows, places)])
+        return torch.stack([window.flip(1) if mirror else window for window, (_, _, mirror) in zip(windows, places)])
 
     x = crops(pictures).float()
     x -= crops([mean] * len(pictures))

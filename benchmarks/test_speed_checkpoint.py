@@ -45,20 +45,20 @@ def measured(tmp_path_factory):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_checkpoint(variant, benchmark, measured, rounds, request):
     batch = (request.config.getoption("batch") or (BATCH,))[0]
-    seconds, noted = measured(batch, rounds)
+    seconds, conditions = measured(batch, rounds)
     benchmark.group = f"checkpoint-{DEVICE.type}-fp32-b{batch}"
     replay(benchmark, seconds[variant])
     benchmark.extra_info.update(
-        provenance(DEVICE) | noted | {"op": "checkpoint", "variant": variant, "dtype": "fp32", "batch": batch}
+        provenance(DEVICE) | conditions | {"op": "checkpoint", "variant": variant, "dtype": "fp32", "batch": batch}
     )
     if variant == "step-meanwhile":
         turns = {name: {"round": values} for name, values in seconds.items() if name.startswith("step")}
         benchmark.extra_info.update(compare(turns, "round", None, ("step",))[variant])
     if variant == "snapshot":
         median = {name: float(np.median(values)) for name, values in seconds.items()}
-        lost = median["snapshot"] + noted["steps_meanwhile"] * max(0.0, median["step-meanwhile"] - median["step"])
+        loss = median["snapshot"] + conditions["steps_meanwhile"] * max(0.0, median["step-meanwhile"] - median["step"])
         benchmark.extra_info.update(
-            pct_of_training=100 * lost / INTERVAL, pct_of_roof=100 * median["copy"] / median["snapshot"]
+            pct_of_training=100 * loss / INTERVAL, pct_of_roof=100 * median["copy"] / median["snapshot"]
         )
 
 
@@ -71,10 +71,10 @@ def measure(batch, rounds, directory):
     training.step()  # the velocities come to be
     content, copies = training.trainer.snapshot(), training.copy()
     training.step()
-    for held, tensors in zip((content.weights, content.velocity), copies, strict=True):  # of the step before
+    for state, tensors in zip((content.weights, content.velocity), copies, strict=True):  # of the step before
         assert (
-            all(torch.equal(held[name], torch.cat(parts)) for name, parts in tensors.items())
-            and held.keys() == tensors.keys()
+            all(torch.equal(state[name], torch.cat(parts)) for name, parts in tensors.items())
+            and state.keys() == tensors.keys()
         )
     assert not torch.equal(content.weights["fc8.weight"], training.network.merged_state()["fc8.weight"])
     del content, copies
@@ -88,11 +88,11 @@ def measure(batch, rounds, directory):
     }
     for turn in rounds_in(rounds=rounds, warm_up=1):
         for name in random.Random(turn).sample(VARIANTS, len(VARIANTS)):
-            took = training.step_meanwhile() if name == "step-meanwhile" else training.clock(runs[name])
+            duration = training.step_meanwhile() if name == "step-meanwhile" else training.clock(runs[name])
             if turn >= 0:
-                seconds[name].append(took)
-    found = load(training.trainer.checkpoints.saver.saved)
-    assert all(torch.equal(tensor, training.content.weights[name]) for name, tensor in found.weights.items())
+                seconds[name].append(duration)
+    checkpoint = load(training.trainer.checkpoints.saver.saved)
+    assert all(torch.equal(tensor, training.content.weights[name]) for name, tensor in checkpoint.weights.items())
     bytes_ = sum(path.stat().st_size for path in training.trainer.checkpoints.saver.saved.iterdir())
     return seconds, {
         "kernels": training.network.kernels_used(),
@@ -121,8 +121,8 @@ class Training:
         run = SimpleNamespace(path=directory, lock=RunLock(directory), metrics=Metrics(directory))
         data = Data("none", "", "", tuple(f"n{number:08}" for number in range(1000)))
         constants = {"recipe": recipe, "data": data, "made_by": environment(self.network, pipeline, "fp32")}
-        how = {"keep": 3, "on_save_error": "continue", "keep_every": None, "graphs": "auto", "ranks": ALONE}
-        self.trainer = Trainer(self.network, pipeline, run, constants, steps=None, every=(600, "seconds"), **how)
+        options = {"keep": 3, "on_save_error": "continue", "keep_every": None, "graphs": "auto", "ranks": ALONE}
+        self.trainer = Trainer(self.network, pipeline, run, constants, steps=None, every=(600, "seconds"), **options)
         self.trainer.optimizer.set_rates(self.trainer.schedule.rates(1))
         self.content, self.steps_meanwhile = None, []
 
@@ -154,20 +154,20 @@ class Training:
     def step_meanwhile(self):
         """Seconds of a step, the mean of those that begin before the write of one checkpoint ends."""
         self.begin()
-        taken = [self.clock(self.step)]
+        durations = [self.clock(self.step)]
         while self.trainer.checkpoints.saver.busy:
-            taken.append(self.clock(self.step))
+            durations.append(self.clock(self.step))
         self.end()
-        self.steps_meanwhile.append(len(taken))
-        return sum(taken) / len(taken)
+        self.steps_meanwhile.append(len(durations))
+        return sum(durations) / len(durations)
 
     def clock(self, function):
         if DEVICE.type == "cuda":
             torch.cuda.synchronize(DEVICE)
         start = time.perf_counter()
-        kept = function()
+        output = function()
         if DEVICE.type == "cuda":
             torch.cuda.synchronize(DEVICE)
-        took = time.perf_counter() - start
-        del kept
-        return took
+        duration = time.perf_counter() - start
+        del output
+        return duration

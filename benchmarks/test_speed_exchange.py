@@ -38,7 +38,7 @@ def measured():
 def test_exchange(place, edge, variant, benchmark, measured, asked, rounds, request):
     devices = tuple(map(torch.device, PLACES[place]))
     batch = (request.config.getoption("batch") or (2 if benchmark.disabled else 128,))[0]
-    seconds, bytes_, noted = measured(devices, edge, batch, rounds, asked)
+    seconds, bytes_, conditions = measured(devices, edge, batch, rounds, asked)
     if variant not in seconds:
         pytest.skip("on two devices there is nothing to concatenate before it has crossed")
     benchmark.group = f"exchange-{place}-{edge}-fp32-b{batch}"
@@ -46,7 +46,7 @@ def test_exchange(place, edge, variant, benchmark, measured, asked, rounds, requ
     figures = compare(seconds, "fwdbwd", None, VARIANTS[1:])[variant]
     benchmark.extra_info.update(
         provenance(devices[0])
-        | noted
+        | conditions
         | figures
         | {
             "op": "exchange",
@@ -60,17 +60,17 @@ def test_exchange(place, edge, variant, benchmark, measured, asked, rounds, requ
     )
 
 
-def measure(devices, edge, batch, rounds, asked):
+def measure(devices, edge, batch, rounds, names):
     """The answers compared, then the variants timed: (seconds, bytes carried, the conditions, for the record)."""
     network = TwoTowerAlexNet(paper(), devices)
     alone = devices[0] == devices[1]
-    variants = {name: Edge(network, edge, batch, name) for name in asked if alone or name != "concatenated"}
+    variants = {name: Edge(network, edge, batch, name) for name in names if alone or name != "concatenated"}
     oracle = variants.get("in-order") or Edge(network, edge, batch, "in-order")
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
-        answers, wanted = {name: variant.answers() for name, variant in variants.items()}, oracle.answers()
-    for name, found in answers.items():
-        for tensor, expected in zip(found, wanted, strict=True):
-            error = ((tensor - expected).norm() / expected.norm()).item()
+        answers, targets = {name: variant.answers() for name, variant in variants.items()}, oracle.answers()
+    for name, tensors in answers.items():
+        for tensor, target in zip(tensors, targets, strict=True):
+            error = ((tensor - target).norm() / target.norm()).item()
             # With and without overlap the same operations are done in the same order.
             assert error <= (1e-5 if name == "concatenated" else 0), f"{name}: {error:.1e} off"
     before = clocks(devices[0])

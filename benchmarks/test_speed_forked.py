@@ -37,14 +37,14 @@ def measured():
 @pytest.mark.parametrize("dtype, batch", [("bf16", 128), ("bf16", 1024), ("fp32", 128)])
 def test_forked(dtype, batch, variant, benchmark, measured, rounds, request):
     batch = (request.config.getoption("batch") or (4 if benchmark.disabled else batch,))[0]
-    seconds, noted, wrong = measured(dtype, batch, rounds)
-    if variant in wrong:
-        raise wrong[variant]
+    seconds, conditions, errors = measured(dtype, batch, rounds)
+    if variant in errors:
+        raise errors[variant]
     benchmark.group = f"forked-{dtype}-b{batch}"
     replay(benchmark, seconds[variant]["step"])
     benchmark.extra_info.update(
         provenance(DEVICE)
-        | noted
+        | conditions
         | compare(seconds, "step", None, ("graphs",))[variant]
         | {
             "op": "forked",
@@ -62,27 +62,27 @@ def measure(dtype, batch, rounds):
     images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     images = images.to(DEVICE, DTYPES[dtype], memory_format=torch.channels_last)
     labels = (torch.arange(batch) % 1000).to(DEVICE)
-    first = Step(images, labels, *WAYS["graphs"])
-    expected, steps, wrong = first.answers(), {}, {}
-    made = [first]  # kept until all are timed: a graph that is dropped frees what others of its stream need
+    baseline = Step(images, labels, *WAYS["graphs"])
+    references, steps, errors = baseline.answers(), {}, {}
+    keepalive = [baseline]  # kept until all are timed: a graph that is dropped frees what others of its stream need
     for name, way in WAYS.items():
         # Roundings of sums in another order, and here and there a ReLU or a window's maximum that falls otherwise.
-        bound = {"joined": 2e-2, "joined-forked": 2e-2}.get(name, 0)
+        tolerance = {"joined": 2e-2, "joined-forked": 2e-2}.get(name, 0)
         try:
-            step = first if name == "graphs" else Step(images, labels, *way)
-            made.append(step)
-            for (what, found), wanted in zip(step.answers().items(), expected.values(), strict=True):
-                error = ((found - wanted).norm() / wanted.norm()).item()
-                assert error <= bound, f"{name}: {what} is {error:.1e} off"
+            step = baseline if name == "graphs" else Step(images, labels, *way)
+            keepalive.append(step)
+            for (part, tensor), reference in zip(step.answers().items(), references.values(), strict=True):
+                error = ((tensor - reference).norm() / reference.norm()).item()
+                assert error <= tolerance, f"{name}: {part} is {error:.1e} off"
             for _ in range(WARM_UP + 3):  # eager ones and captures, whose replays are compared with eager passes
                 step.step()
             steps[name] = step
         except Exception as error:
-            wrong[name] = bare(error)
+            errors[name] = bare(error)
     before = clocks(DEVICE)
     seconds, _ = time_interleaved(steps, DEVICE, rounds)
-    used = first.network.kernels_used()
-    return seconds, {"kernels": used, "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}, wrong
+    kernels = baseline.network.kernels_used()
+    return seconds, {"kernels": kernels, "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0}, errors
 
 
 class Step:

@@ -82,16 +82,16 @@ class Case:
 
 def cases(batches):
     """The cases of a CPU, then those of a GPU, the most telling first; NCHW on a GPU at the smallest batch alone."""
-    cpu, gpu, found = torch.device("cpu"), torch.device("cuda:0"), []
+    cpu, gpu, grid = torch.device("cpu"), torch.device("cuda:0"), []
     for dtype in ("fp32", "bf16"):
         for layout in LAYOUTS:
-            found += [Case(op, dtype, batch, layout, cpu) for batch in batches or (128,) for op in map_ops(RECIPE)]
+            grid += [Case(op, dtype, batch, layout, cpu) for batch in batches or (128,) for op in map_ops(RECIPE)]
     for layout in LAYOUTS:
         for batch in sorted(batches or (128, 1024))[: None if layout == "channels_last" else 1]:
-            found += [
+            grid += [
                 Case(op, dtype, batch, layout, gpu) for dtype in ("bf16", "fp32", "fp16") for op in map_ops(RECIPE)
             ]
-    return found
+    return grid
 
 
 def pytest_generate_tests(metafunc):
@@ -154,7 +154,7 @@ class Measurement:
         before = clocks(case.device)
         self.seconds, self.wall = time_interleaved(variants, case.device, rounds, seed=SEED)
         for steps in (*self.seconds.values(), *self.wall.values()):
-            steps["fwdbwd"] = [sum(both) for both in zip(steps["fwd"], steps["bwd"])]
+            steps["fwdbwd"] = [sum(pair) for pair in zip(steps["fwd"], steps["bwd"])]
         self.clocks = before, clocks(case.device)
         self.calls = {name: variant.calls for name, variant in variants.items()}
         self.cache = (

@@ -49,8 +49,8 @@ def sets(tmp_path_factory):
 
 def picture(random, size=256):
     """(256, 256, 3) uint8: brightness and two weaker colours, each noise whose amplitude falls as 1/frequency."""
-    across = np.fft.fftfreq(size)
-    frequency = np.hypot(across[:, None], across[None, : size // 2 + 1])
+    frequencies = np.fft.fftfreq(size)
+    frequency = np.hypot(frequencies[:, None], frequencies[None, : size // 2 + 1])
     frequency[0, 0] = np.inf
     layers = [np.fft.irfft2(np.fft.rfft2(random.normal(size=(size, size))) / frequency) for _ in range(3)]
     brightness, *colours = (layer / layer.std() for layer in layers)
@@ -70,7 +70,7 @@ def measured(sets):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_pipeline(variant, device, benchmark, measured, asked, rounds, request):
     batch = (request.config.getoption("batch") or (BATCH,))[0]
-    seconds, noted = measured[0](device, batch, rounds, asked)
+    seconds, conditions = measured[0](device, batch, rounds, asked)
     if variant not in seconds:
         pytest.skip("DALI is not installed")
     benchmark.group = f"pipeline-{device.partition(':')[0]}-fp32-b{batch}"
@@ -78,7 +78,7 @@ def test_pipeline(variant, device, benchmark, measured, asked, rounds, request):
     figures = compare(seconds, "batch", None, VARIANTS)[variant]
     benchmark.extra_info.update(
         provenance(torch.device(device))
-        | noted
+        | conditions
         | figures
         | {
             "op": "pipeline",
@@ -97,7 +97,7 @@ def test_pipeline(variant, device, benchmark, measured, asked, rounds, request):
 @pytest.mark.long("fed-step")
 def test_step_that_is_fed(variant, device, benchmark, measured, asked, rounds, request):
     batch = (request.config.getoption("batch") or (BATCH,))[0]
-    seconds, noted = measured[1](device, batch, rounds, asked)
+    seconds, conditions = measured[1](device, batch, rounds, asked)
     if variant not in seconds:
         pytest.skip("DALI is not installed")
     medians = {name: float(np.median(steps["step"])) for name, steps in seconds.items()}
@@ -106,7 +106,7 @@ def test_step_that_is_fed(variant, device, benchmark, measured, asked, rounds, r
     feeding = {"pct_feeding": 100 * (medians[variant] / medians["fixed"] - 1)} if "fixed" in medians else {}
     benchmark.extra_info.update(
         provenance(torch.device(device))
-        | noted
+        | conditions
         | feeding
         | {
             "op": "fed-step",
@@ -127,9 +127,9 @@ def batches(sets, kind, recipe, device):
     return closing(pipeline.train(0, 10**6, lambda epoch: recipe.colour_noise))
 
 
-def there(asked):
+def there(kinds):
     """Those of the variants asked for that can run."""
-    return [kind for kind in asked if kind != "dali" or available()]
+    return [kind for kind in kinds if kind != "dali" or available()]
 
 
 class Calls:
@@ -141,59 +141,59 @@ class Calls:
         self.calls, self.runs = calls, {step: lambda: [function() for _ in range(calls)] and None}
 
 
-def measure(sets, device, batch, rounds, asked):
+def measure(sets, device, batch, rounds, kinds):
     """Batches of each pipeline, which works alone in its turn: what it made ahead while others ran is used up first."""
     device = torch.device(device)
     recipe, before = replace(paper(), batch_size=batch), clocks(device)
     images = len(sets["jpeg"].splits["train"])
-    for kind in there(asked) if device.type == "cpu" else ():  # on a GPU the decoders differ
+    for kind in there(kinds) if device.type == "cpu" else ():  # on a GPU the decoders differ
         oracle = TorchPipeline(sets[VARIANTS[kind][1]], recipe, [device], 0)
         oracle.use(sets[VARIANTS[kind][1]].statistics)
         with (
             batches(sets, kind, recipe, device) as source,
-            closing(oracle.train(0, 1, lambda epoch: recipe.colour_noise)) as expected,
+            closing(oracle.train(0, 1, lambda epoch: recipe.colour_noise)) as reference,
         ):
-            assert torch.equal(next(source).images[0], next(expected).images[0])
-    runs = {kind: {"batch": []} for kind in there(asked)}
+            assert torch.equal(next(source).images[0], next(reference).images[0])
+    runs = {kind: {"batch": []} for kind in there(kinds)}
     for turn in rounds_in(rounds=rounds):
         for kind in np.random.default_rng(turn).permutation(list(runs)):
             with batches(sets, kind, recipe, device) as source:  # alone: nothing of another is at work
                 for _ in range(4):
                     next(source)
-                took, _ = time_interleaved({kind: Calls("batch", lambda: next(source), 8)}, device, 1)
-            runs[kind]["batch"] += took[kind]["batch"]
+                times, _ = time_interleaved({kind: Calls("batch", lambda: next(source), 8)}, device, 1)
+            runs[kind]["batch"] += times[kind]["batch"]
             gc.collect()
     return runs, {"clocks_before": before, "clocks_after": clocks(device), "pictures": images}
 
 
-def measure_steps(sets, device, batch, rounds, asked):
+def measure_steps(sets, device, batch, rounds, kinds):
     """Steps of the 2012 recipe on images that are there, and on those of each pipeline; a pipeline exists only in its
     turn."""
     device = torch.device(device)
     recipe, before = replace(source2012(), batch_size=batch), clocks(device)
     network = TwoTowerAlexNet(recipe, (device, device))
-    fixed = 60 * torch.randn(batch, 3, 224, 224).to(device, memory_format=torch.channels_last)
+    batch_images = 60 * torch.randn(batch, 3, 224, 224).to(device, memory_format=torch.channels_last)
     labels = (torch.arange(batch) % 1000).to(device)
 
     def step(images):
         network.zero_grad()
         F.cross_entropy(network(*images), labels[: len(images[0])]).backward()
 
-    runs = {kind: {"step": []} for kind in there(asked)}
+    runs = {kind: {"step": []} for kind in there(kinds)}
     for turn in rounds_in(rounds=rounds):
         for kind in np.random.default_rng(turn).permutation(list(runs)):
             with ExitStack() as stack:
                 if kind == "fixed":
 
-                    def one():
-                        step([fixed, fixed])
+                    def call():
+                        step([batch_images, batch_images])
                 else:
                     source = stack.enter_context(batches(sets, kind, recipe, device))
 
-                    def one(source=source):
+                    def call(source=source):
                         step(next(source).images)
 
-                took, _ = time_interleaved({kind: Calls("step", one, 2)}, device, 1)  # after as many that don't count
-            runs[kind]["step"] += took[kind]["step"]
+                times, _ = time_interleaved({kind: Calls("step", call, 2)}, device, 1)  # after as many that don't count
+            runs[kind]["step"] += times[kind]["step"]
             gc.collect()
     return runs, {"clocks_before": before, "clocks_after": clocks(device), "kernels": network.kernels_used()}

@@ -53,24 +53,24 @@ def test_relu_dropout(device, variant, benchmark, measured, asked, rounds, reque
     if reason := absence(variant, device):
         pytest.skip(reason)
     batch = (request.config.getoption("batch") or (128,))[0]
-    seconds, bytes_, noted = measured(device, batch, asked, rounds)
+    seconds, bytes_, conditions = measured(device, batch, asked, rounds)
     benchmark.group = f"relu-dropout-fp32-b{batch}"
     replay(benchmark, seconds[variant]["fwdbwd"])
     times = compare(seconds, "fwdbwd", bytes_, ("eager", "compile", "reference"))
     benchmark.extra_info.update(
         provenance(device)
-        | noted
+        | conditions
         | times[variant]
         | {"op": "relu-dropout", "variant": variant, "dtype": "fp32", "batch": batch, "bytes": bytes_}
     )
 
 
-def measure(device, batch, asked, rounds):
+def measure(device, batch, names, rounds):
     """Those asked for that are there, checked and timed: (seconds, bytes of both passes, the conditions)."""
     values = batch * UNITS
     steps, variants = {"fwd": 2 * 4 * values, "bwd": 3 * 4 * values}, {}
     sets = [inputs(batch, device, SEED + number) for number in range(buffer_sets(4 * values, device))]
-    for name in asked:
+    for name in names:
         if name == "copy":
             variants[name] = CopyRoof(steps, device)
         elif not absence(name, device):  # else its own test says so
@@ -80,7 +80,7 @@ def measure(device, batch, asked, rounds):
     before = clocks(device)
     seconds, _ = time_interleaved(variants, device, rounds, seed=SEED)
     for passes in seconds.values():
-        passes["fwdbwd"] = [sum(both) for both in zip(passes["fwd"], passes["bwd"])]
+        passes["fwdbwd"] = [sum(pair) for pair in zip(passes["fwd"], passes["bwd"])]
     return (
         seconds,
         sum(steps.values()),
@@ -127,14 +127,14 @@ def check(function, tensors, rescaled):
     y = function(x)
     (dx,) = gradients(y, (x,), dy)
     if rescaled:
-        kept, positive = (y > 0).float(), (x > 0).sum().item()
-        factor, share = 1 / (1 - RECIPE.dropout), kept.sum().item() / positive
+        mask, positives = (y > 0).float(), (x > 0).sum().item()
+        factor, share = 1 / (1 - RECIPE.dropout), mask.sum().item() / positives
         # Six standard deviations of as many draws, or more.
-        assert abs(share - (1 - RECIPE.dropout)) < 3 / positive**0.5, f"{share:.3f} of the values are kept"
-        torch.testing.assert_close(y, factor * kept * x)
-        torch.testing.assert_close(dx, factor * kept * dy)
+        assert abs(share - (1 - RECIPE.dropout)) < 3 / positives**0.5, f"{share:.3f} of the values are kept"
+        torch.testing.assert_close(y, factor * mask * x)
+        torch.testing.assert_close(dx, factor * mask * dy)
     else:
-        other = x.detach().clone().requires_grad_()
-        expected = reference.relu_dropout(other, **MASK, step=1)
+        leaf = x.detach().clone().requires_grad_()
+        expected = reference.relu_dropout(leaf, **MASK, step=1)
         assert torch.equal(y, expected), "y is not the reference's"
-        torch.testing.assert_close(dx, *gradients(expected, (other,), dy), rtol=0, atol=0)
+        torch.testing.assert_close(dx, *gradients(expected, (leaf,), dy), rtol=0, atol=0)

@@ -45,13 +45,13 @@ def measured():
 @pytest.mark.parametrize("place", ["cpu", pytest.param("two-gpus", marks=pytest.mark.gpus(2))])
 def test_scaling(place, variant, benchmark, measured, rounds, request):
     batch = (request.config.getoption("batch") or (2 if benchmark.disabled else 128,))[0]
-    seconds, noted = measured(place, batch, rounds)
+    seconds, conditions = measured(place, batch, rounds)
     benchmark.group = f"scaling-{place}-fp32-b{batch}"
     replay(benchmark, seconds[variant]["step"])
     devices, threads = PLACES[place][variant]
     benchmark.extra_info.update(
         provenance(torch.device(devices[0][0]))
-        | noted
+        | conditions
         | compare(seconds, "step", None, VARIANTS)[variant]
         | {
             "op": "scaling",
@@ -69,12 +69,12 @@ def test_scaling(place, variant, benchmark, measured, rounds, request):
 def measure(place, batch, rounds):
     """The steps timed, interleaved; a job that has no turn waits."""
     device = torch.device(PLACES[place]["one-process"][0][0][0])
-    with ExitStack() as held:
+    with ExitStack() as stack:
         jobs = {}
         for name, (devices, threads) in PLACES[place].items():
-            fixed = -(-batch // 2) if name == "two-pairs-fixed" else None
-            job = Job(devices, threads, batch, apart=name == "towers-apart", microbatch=fixed)
-            jobs[name] = held.enter_context(closing(job))
+            microbatch = -(-batch // 2) if name == "two-pairs-fixed" else None
+            job = Job(devices, threads, batch, apart=name == "towers-apart", microbatch=microbatch)
+            jobs[name] = stack.enter_context(closing(job))
         for name, job in jobs.items():  # of the same network, and the same images
             assert all(loss == pytest.approx(jobs["one-process"].losses[0], rel=1e-4) for loss in job.losses), name
         before = clocks(device)

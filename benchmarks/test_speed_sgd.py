@@ -57,14 +57,14 @@ def measured():
 def test_sgd(device, variant, benchmark, measured, asked, rounds):
     if reason := absence(variant, device):
         pytest.skip(reason)
-    seconds, wall, noted = measured(device, asked, rounds)
+    seconds, wall, conditions = measured(device, asked, rounds)
     benchmark.group = "sgd-fp32"
     replay(benchmark, seconds[variant]["update"])
     bytes_ = sgd_bytes(RECIPE)
     times = compare(seconds, "update", bytes_, ("foreach", "fused", "reference"))
     benchmark.extra_info.update(
         provenance(device)
-        | noted
+        | conditions
         | times[variant]
         | {
             "op": "sgd",
@@ -76,10 +76,10 @@ def test_sgd(device, variant, benchmark, measured, asked, rounds):
     )
 
 
-def measure(device, asked, rounds):
+def measure(device, names, rounds):
     """Those asked for that are there, checked and timed: (seconds, the same by the host's clock, the conditions)."""
     tensors, variants = parameters(device), {}
-    for name in asked:
+    for name in names:
         if name == "copy":
             variants[name] = CopyRoof({"update": sgd_bytes(RECIPE)}, device)
             continue
@@ -158,13 +158,13 @@ def some(tensors):
 
 def check_paper_sgd(update, tensors, hyper):
     """Update copies, and compare some values of each tensor with the reference in float64. Raises AssertionError."""
-    expected = [some(part) for part in tensors]
-    reference.paper_sgd_(*expected, **hyper)
+    oracle = [some(part) for part in tensors]
+    reference.paper_sgd_(*oracle, **hyper)
     weights, gradients, velocities = copy.deepcopy(tensors)
     update(weights, gradients, velocities, **hyper)
-    for got, want in ((weights, expected[0]), (velocities, expected[2])):
-        for index, (one, other) in enumerate(zip(some(got), want, strict=True)):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8, msg=lambda text: f"tensor {index}: {text}")
+    for group, targets in ((weights, oracle[0]), (velocities, oracle[2])):
+        for index, (actual, target) in enumerate(zip(some(group), targets, strict=True)):
+            torch.testing.assert_close(actual, target, rtol=1e-5, atol=1e-8, msg=lambda text: f"tensor {index}: {text}")
 
 
 def check_torch_sgd(weights, gradients, velocities, name):
@@ -172,6 +172,6 @@ def check_torch_sgd(weights, gradients, velocities, name):
     w, g, v = (some(part) for part in (weights, gradients, velocities))
     weights, velocities = copy.deepcopy((weights, velocities))
     torch_sgd(weights, gradients, velocities, name)()
-    for index, (got, old, gradient, velocity) in enumerate(zip(some(weights), w, g, v, strict=True)):
-        want = old - RATE * (RECIPE.momentum * velocity + gradient + RECIPE.weight_decay * old)
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-8, msg=lambda text: f"tensor {index}: {text}")
+    for index, (actual, weight, gradient, velocity) in enumerate(zip(some(weights), w, g, v, strict=True)):
+        target = weight - RATE * (RECIPE.momentum * velocity + gradient + RECIPE.weight_decay * weight)
+        torch.testing.assert_close(actual, target, rtol=1e-5, atol=1e-8, msg=lambda text: f"tensor {index}: {text}")

@@ -81,64 +81,64 @@ def measured():
 )
 def test_step(dtype, batch, variant, benchmark, measured, asked, rounds, request):
     batch = (request.config.getoption("batch") or (4 if benchmark.disabled else batch,))[0]
-    seconds, found, noted, wrong = measured(dtype, batch, asked, rounds)
-    if variant in wrong:
-        raise wrong[variant]
+    seconds, extras, conditions, errors = measured(dtype, batch, asked, rounds)
+    if variant in errors:
+        raise errors[variant]
     if variant not in seconds:
         pytest.skip(ABSENT[variant])
     benchmark.group = f"step-{dtype}-b{batch}"
     replay(benchmark, seconds[variant]["step"])
     against = ("eager", "compile", "default-allocator", "no-lrn", "reference", "merged", "towers")
-    figures = compare(seconds, "step", None, against)[variant] | found.get(variant, {})
+    figures = compare(seconds, "step", None, against)[variant] | extras.get(variant, {})
     figures["images_per_s"] = batch / statistics.median(seconds[variant]["step"])
     benchmark.extra_info.update(
-        provenance(DEVICE) | noted | figures | {"op": "step", "variant": variant, "dtype": dtype, "batch": batch}
+        provenance(DEVICE) | conditions | figures | {"op": "step", "variant": variant, "dtype": dtype, "batch": batch}
     )
 
 
-def measure(dtype, batch, asked, rounds):
+def measure(dtype, batch, names, rounds):
     """The answers compared, then the steps timed: (seconds, {variant: other figures}, the conditions, for the record,
     {variant: its error}).
 
-    asked: the variants to build, check and time; those that can't be here are left out. What fails in one of them is
+    names: the variants to build, check and time; those that can't be here are left out. What fails in one of them is
     told by its own test, and the others go on.
     """
     images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     images, labels = images.to(memory_format=torch.channels_last), (torch.arange(batch) % 1000).to(DEVICE)
-    wrong = check_answers(images[:16], labels[:16], asked)
-    towers, ours, variants, found = TwoTowerAlexNet(paper(), (DEVICE, DEVICE)), images.to(DTYPES[dtype]), {}, {}
-    failed = {}  # kept until the others are timed: a graph that is dropped frees what others of its stream need
+    errors = check_answers(images[:16], labels[:16], names)
+    towers, ours, variants, figures = TwoTowerAlexNet(paper(), (DEVICE, DEVICE)), images.to(DTYPES[dtype]), {}, {}
+    failures = {}  # kept until the others are timed: a graph that is dropped frees what others of its stream need
     try:
-        for name in asked:
+        for name in names:
             try:
-                if name in wrong or (step := build(name, towers, labels, ours, images, autocast(dtype))) is None:
+                if name in errors or (step := build(name, towers, labels, ours, images, autocast(dtype))) is None:
                     continue
                 variants[name] = step
                 if name not in ("graphs", "compile", "default-allocator"):
-                    found[name] = {"saved_bytes": step.saved_bytes()}
+                    figures[name] = {"saved_bytes": step.saved_bytes()}
                 for _ in range(WARM_UP + 3 if name == "graphs" else 1):
                     step.step()  # of graphs eager ones and captures
             except Exception as error:
-                wrong[name], failed[name] = bare(error), variants.pop(name, None)
+                errors[name], failures[name] = bare(error), variants.pop(name, None)
         before = clocks(DEVICE)
         seconds, _ = time_interleaved(variants, DEVICE, rounds)
     finally:
-        if process := (variants | failed).get("default-allocator"):
+        if process := (variants | failures).get("default-allocator"):
             process.end()
     if DEVICE.type == "cuda":
-        measured = machine_limits.measure(DEVICE, DTYPES[dtype])
+        limits = machine_limits.measure(DEVICE, DTYPES[dtype])
         # the model takes a bf16 product's, and half of it for float32
-        product = measured.tflops * (2 if dtype == "fp32" else 1)
-        least = roofline.step(paper(), batch, dtype, measured.bandwidth, product)["step"] / 1e3
+        product = limits.tflops * (2 if dtype == "fp32" else 1)
+        bound = roofline.step(paper(), batch, dtype, limits.bandwidth, product)["step"] / 1e3
         for name, step in variants.items():
-            found.setdefault(name, {})["launch_s"] = launch_seconds(step)
+            figures.setdefault(name, {})["launch_s"] = launch_seconds(step)
             if name not in ("no-lrn", "default-allocator"):
-                found[name]["pct_of_roofline"] = 100 * least / statistics.median(seconds[name]["step"])
+                figures[name]["pct_of_roofline"] = 100 * bound / statistics.median(seconds[name]["step"])
     return (
         seconds,
-        found,
+        figures,
         {"kernels": towers.kernels_used(), "clocks_before": before, "clocks_after": clocks(DEVICE), "seed": 0},
-        wrong,
+        errors,
     )
 
 
@@ -159,8 +159,8 @@ def build(name, towers, labels, ours, images, context):
             return None
         return Step(TwoTowerAlexNet(paper(), (DEVICE, DEVICE), kernels="reference"), labels, ours, ours)
     if name == "no-lrn":
-        other = without_norms_and_towers().to(DEVICE, memory_format=torch.channels_last)
-        return Step(other, labels, images, context=context)
+        network = without_norms_and_towers().to(DEVICE, memory_format=torch.channels_last)
+        return Step(network, labels, images, context=context)
     if name == "default-allocator":
         return None if gpu else DefaultAllocator(len(images))
     if absence(name, DEVICE):
@@ -179,24 +179,24 @@ def autocast(dtype):
 
 def launch_seconds(step, repeats=10):
     """The host's time to launch a step on an idle device."""
-    found = []
+    times = []
     for _ in range(repeats):
         torch.cuda.synchronize()
         start = time.perf_counter()
         step.step()
-        found.append(time.perf_counter() - start)
+        times.append(time.perf_counter() - start)
     torch.cuda.synchronize()
-    return statistics.median(found)
+    return statistics.median(times)
 
 
-def check_answers(images, labels, asked):
+def check_answers(images, labels, names):
     """Whether loss and gradient of the first layer's weights are those of `eager` in all asked for that compute the
     same network: {variant: error} of those of which they aren't, or that fail.
 
     Without dropout, whose masks differ. A near-tie in a pooling window, or a value near 0 in a ReLU, may fall either
     way."""
     recipe = dataclasses.replace(paper(), dropout=0.0)
-    towers, found, wrong = TwoTowerAlexNet(recipe, (DEVICE, DEVICE)), {}, {}
+    towers, answers, errors = TwoTowerAlexNet(recipe, (DEVICE, DEVICE)), {}, {}
 
     def note(network, first, count=1):
         loss = F.cross_entropy(network(*[images] * count), labels)
@@ -204,7 +204,7 @@ def check_answers(images, labels, asked):
         return loss.item(), first(network).weight.grad[:48].clone()
 
     eager = EagerTowers(recipe).take(towers).to(DEVICE)
-    expected, gradient = note(eager, lambda network: network.towers[0]["conv1"])
+    eager_loss, gradient = note(eager, lambda network: network.towers[0]["conv1"])
     ways = {  # how each is made, its first layer, how often it takes the images
         "towers": (lambda: towers, lambda network: network.towers[0].conv1, 2),
         "reference": (
@@ -214,20 +214,20 @@ def check_answers(images, labels, asked):
         ),
         "merged": (towers.merge, lambda network: network.conv1),
     }
-    for name, (make, *how) in ways.items():
-        if name not in asked and not (name == "towers" and "graphs" in asked):
+    for name, (make, *arguments) in ways.items():
+        if name not in names and not (name == "towers" and "graphs" in names):
             continue
         try:
-            found[name] = note(make(), *how)
+            answers[name] = note(make(), *arguments)
         except Exception as error:
-            wrong[name] = bare(error)
-    for name, (loss, other) in found.items():
-        error = ((other - gradient).norm() / gradient.norm()).item()
-        if loss != pytest.approx(expected, rel=1e-4):
-            wrong[name] = AssertionError(f"{name}: a loss of {loss}, eager {expected}")
+            errors[name] = bare(error)
+    for name, (loss, candidate) in answers.items():
+        error = ((candidate - gradient).norm() / gradient.norm()).item()
+        if loss != pytest.approx(eager_loss, rel=1e-4):
+            errors[name] = AssertionError(f"{name}: a loss of {loss}, eager {eager_loss}")
         elif not error < 2e-2:
-            wrong[name] = AssertionError(f"{name}: the gradient of conv1's weights is {error:.1e} off, of its norm")
-    return wrong | ({"graphs": wrong["towers"]} if "towers" in wrong else {})
+            errors[name] = AssertionError(f"{name}: the gradient of conv1's weights is {error:.1e} off, of its norm")
+    return errors | ({"graphs": errors["towers"]} if "towers" in errors else {})
 
 
 class Step:
@@ -255,21 +255,21 @@ class Step:
 
     def saved_bytes(self):
         """Bytes that a forward pass keeps for backward beside weights and images, each storage once."""
-        known = {
+        pointers = {
             tensor.untyped_storage().data_ptr() for tensor in (*self.network.parameters(), *self.images, self.labels)
         }
-        kept = {}
+        activations = {}
 
         def keep(tensor):
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
-                kept[storage.data_ptr()] = tensor, storage.nbytes()
+            if storage.data_ptr() not in pointers:
+                activations[storage.data_ptr()] = tensor, storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = self._loss()
         del loss
-        return sum(bytes_ for _, bytes_ in kept.values())
+        return sum(bytes_ for _, bytes_ in activations.values())
 
 
 class OurStep(Step):
@@ -309,9 +309,9 @@ class DefaultAllocator:
         self._hear("done")
 
     def _hear(self, word):
-        if (said := self.process.stdout.readline().strip()) != word:
+        if (answer := self.process.stdout.readline().strip()) != word:
             raise RuntimeError(
-                f"default_allocator.py said {said!r} for {word!r}; it ended with status {self.process.poll()}"
+                f"default_allocator.py said {answer!r} for {word!r}; it ended with status {self.process.poll()}"
             )
 
     def end(self):

@@ -48,12 +48,12 @@ def measured():
 def test_step_of_towers(place, variant, benchmark, measured, rounds, request):
     devices = tuple(map(torch.device, PLACES.get(place) or PROCESSES[place]))
     batch = (request.config.getoption("batch") or (2 if benchmark.disabled else 128,))[0]
-    seconds, parameters, noted = measured(devices, place in PROCESSES, batch, rounds)
+    seconds, parameters, conditions = measured(devices, place in PROCESSES, batch, rounds)
     benchmark.group = f"two-gpus-{place}-fp32-b{batch}"
     replay(benchmark, seconds[variant]["step"])
     benchmark.extra_info.update(
         provenance(devices[0])
-        | noted
+        | conditions
         | compare(seconds, "step", None, VARIANTS)[variant]
         | {
             "op": "two-gpus",
@@ -70,22 +70,22 @@ def test_step_of_towers(place, variant, benchmark, measured, rounds, request):
 def measure(devices, in_processes, batch, rounds):
     """Both steps timed, interleaved: (seconds, {variant: parameters}, what the record says of the conditions)."""
     recipes = {"two-towers": paper(), "one-gpu": one_gpu(paper())}
-    with ExitStack() as held:
+    with ExitStack() as stack:
         if in_processes:
             variants = {
-                name: held.enter_context(closing(of_processes(recipe, devices, batch)))
+                name: stack.enter_context(closing(of_processes(recipe, devices, batch)))
                 for name, recipe in recipes.items()
             }
-            timed_on, noted = torch.device("cpu"), {"threads_each": 1}
+            clock_device, conditions = torch.device("cpu"), {"threads_each": 1}
         else:
             variants = {name: Step(recipe, devices[: recipe.towers], batch) for name, recipe in recipes.items()}
             for variant in variants.values():
                 assert variant.step().isfinite()
-            timed_on, noted = devices[0], {"kernels": variants["two-towers"].network.kernels_used()}
+            clock_device, conditions = devices[0], {"kernels": variants["two-towers"].network.kernels_used()}
         before = clocks(devices[0])
-        seconds, _ = time_interleaved(variants, timed_on, rounds)
-        noted |= {"clocks_before": before, "clocks_after": clocks(devices[0]), "seed": 0}
-    return seconds, {name: sum(shapes.parameter_counts(recipe)) for name, recipe in recipes.items()}, noted
+        seconds, _ = time_interleaved(variants, clock_device, rounds)
+        conditions |= {"clocks_before": before, "clocks_after": clocks(devices[0]), "seed": 0}
+    return seconds, {name: sum(shapes.parameter_counts(recipe)) for name, recipe in recipes.items()}, conditions
 
 
 def of_processes(recipe, devices, batch):
@@ -106,17 +106,17 @@ class Step:
         optimizer.set_rates(dict.fromkeys(self.network.layer_parameters(), RATE))
         self.take = TrainingStep(self.network, optimizer)
         images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-        made = {device: images.to(device, memory_format=torch.channels_last) for device in dict.fromkeys(devices)}
-        self.images, self.labels = [made[device] for device in devices], (torch.arange(batch) % 1000).to(devices[0])
+        replicas = {device: images.to(device, memory_format=torch.channels_last) for device in dict.fromkeys(devices)}
+        self.images, self.labels = [replicas[device] for device in devices], (torch.arange(batch) % 1000).to(devices[0])
         self.runs = {"step": self.step}
 
     def step(self):
         streams = [torch.cuda.current_stream(device) for device in dict.fromkeys(self.devices) if device.type == "cuda"]
-        first, others = streams[:1], streams[1:]
-        for other in others:  # the clock is the first device's: the second must not start before it, nor end after it
-            other.wait_stream(*first)
+        first, rest = streams[:1], streams[1:]
+        for stream in rest:  # the clock is the first device's: the second must not start before it, nor end after it
+            stream.wait_stream(*first)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             loss, *_ = self.take(self.images, self.labels, lambda loss: None)
-        for other in others:
-            first[0].wait_stream(other)
+        for stream in rest:
+            first[0].wait_stream(stream)
         return loss

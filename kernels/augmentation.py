@@ -109,7 +109,7 @@ def augment_crops(
     if resolve("auto", pictures.device, "augment") == "triton":
         from . import augmentation_triton
 
-        y = _augmented(crops, mean, crop, dtype, memory_format == torch.channels_last)
+        y = _empty_output(crops, mean, crop, dtype, memory_format == torch.channels_last)
         if y.numel():
             augmentation_triton.augment(pictures, crops, mean, mean_follows_crop, y)
         return y
@@ -144,15 +144,15 @@ def _crops(top, left, flip, shift, scale):
 
 def _check_places(top, left, crop, side):
     """Raise ValueError for a crop that leaves its picture."""
-    most = side - crop
+    limit = side - crop
     for what, places in (("top", top), ("left", left)):
         if places.numel() == 0:
             continue
         low, high = (int(place) for place in places.aminmax())
-        if low < 0 or high > most:
+        if low < 0 or high > limit:
             raise ValueError(
                 f"{what} is {low if low < 0 else high}; crops of {crop}x{crop} lie in pictures of "
-                f"{side}x{side} from 0 to {most}"
+                f"{side}x{side} from 0 to {limit}"
             )
 
 
@@ -175,15 +175,15 @@ def _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_f
     side, count = mean.shape[0] if mean.dim() == 3 else 0, len(top)
     if tuple(mean.shape) != (side, side, 3) or mean.dtype != torch.float32 or not mean.is_contiguous():
         raise ValueError(f"mean is {describe(mean)}; it must be (S, S, 3) float32, contiguous")
-    whole = len(pictures) == 1 and pictures[0].dim() == 4
-    if not whole and (len(pictures) != count or mean.device.type == "cuda"):
+    is_batch = len(pictures) == 1 and pictures[0].dim() == 4
+    if not is_batch and (len(pictures) != count or mean.device.type == "cuda"):
         raise ValueError(
             f"there are {len(pictures)} pictures for {count} places in `top`; it must be one (N, S, S, 3) tensor, or "
             "on a CPU N of (S, S, 3)"
         )
     for picture in pictures:
         if (
-            tuple(picture.shape) != (count, side, side, 3)[0 if whole else 1 :]
+            tuple(picture.shape) != (count, side, side, 3)[0 if is_batch else 1 :]
             or picture.dtype != torch.uint8
             or picture.device != mean.device
             or not picture.is_contiguous()
@@ -207,7 +207,7 @@ def _check_augment(pictures, top, left, flip, mean, shift, crop, dtype, memory_f
     "int crop, bool mean_follows_crop, ScalarType dtype, bool channels_last, str kernels) -> Tensor",
 )
 def _augment(pictures, top, left, flip, mean, shift, scale, crop, mean_follows_crop, dtype, channels_last, kernels):
-    y = _augmented(top, mean, crop, dtype, channels_last)
+    y = _empty_output(top, mean, crop, dtype, channels_last)
     if y.numel() == 0:
         return y
     _check_places(top, left, crop, mean.shape[0])
@@ -227,19 +227,10 @@ def _augment(pictures, top, left, flip, mean, shift, scale, crop, mean_follows_c
             y,
         )
     else:
-        stacked = pictures[0] if pictures[0].dim() == 4 else torch.stack(pictures)
+        batch = pictures[0] if pictures[0].dim() == 4 else torch.stack(pictures)
         y.copy_(
             reference.augment(
-                stacked,
-                top,
-                left,
-                flip,
-                mean,
-                shift,
-                scale,
-                crop=crop,
-                mean_follows_crop=mean_follows_crop,
-                dtype=dtype,
+                batch, top, left, flip, mean, shift, scale, crop=crop, mean_follows_crop=mean_follows_crop, dtype=dtype
             )
         )
     return y
@@ -247,10 +238,10 @@ def _augment(pictures, top, left, flip, mean, shift, scale, crop, mean_follows_c
 
 @_augment.register_fake
 def _(pictures, top, left, flip, mean, shift, scale, crop, mean_follows_crop, dtype, channels_last, kernels):
-    return _augmented(top, mean, crop, dtype, channels_last)
+    return _empty_output(top, mean, crop, dtype, channels_last)
 
 
-def _augmented(top, mean, crop, dtype, channels_last):
+def _empty_output(top, mean, crop, dtype, channels_last):
     """The output of augment, not yet written."""
     return torch.empty(
         (top.shape[0], 3, crop, crop),

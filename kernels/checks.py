@@ -20,8 +20,8 @@ def differentiated_otherwise(*tensors: torch.Tensor | None) -> bool:
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:
     """The memory format of what is computed from x: channels_last where x is that and not NCHW as well."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def dense_alike(*tensors: torch.Tensor) -> bool:

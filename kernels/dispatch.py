@@ -18,7 +18,7 @@ OPERATORS = ("lrn_pool_forward", "augment", "relu_dropout")  # that a library mu
 # operations that "cuda" leaves to Triton
 WITHOUT_CUDA = ("lrn", "spatial_norm_max_pool", "relu_dropout", "paper_sgd_", "augment")
 
-_left_out = frozenset()
+_exclusions = frozenset()
 
 
 @functools.cache
@@ -54,13 +54,13 @@ built._dynamo_marked_constant = True
 
 @functools.cache
 def _built():
-    there = []
+    implementations = []
     compilers = os.environ.get("CC", ""), "gcc", "clang"  # one of which Triton needs at run time
     if importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers)):
-        there.append("triton")
+        implementations.append("triton")
         if compiled() is not None and _compiled_for_cuda():
-            there.insert(0, "cuda")  # the norms and pools of the paper; all else is left to Triton
-    return (*there, "cpu") if compiled() is not None else tuple(there)
+            implementations.insert(0, "cuda")  # the norms and pools of the paper; all else is left to Triton
+    return (*implementations, "cpu") if compiled() is not None else tuple(implementations)
 
 
 def _compiled_for_cuda():
@@ -80,18 +80,18 @@ def _below_sm80(device):
     return torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
 
 
-def leave_out(found: Iterable[tuple[str, str, str]]) -> None:
+def leave_out(exclusions: Iterable[tuple[str, str, str]]) -> None:
     """From now on "auto" passes over these: (operation, implementation, device) each, as ("lrn_max_pool", "cuda",
     "cuda:0").
 
     In place of those of the call before, in the whole process. An explicit choice is obeyed all the same.
     """
-    global _left_out
-    _left_out = frozenset(found)
+    global _exclusions
+    _exclusions = frozenset(exclusions)
 
 
 def left_out() -> frozenset[tuple[str, str, str]]:
-    return _left_out
+    return _exclusions
 
 
 left_out._dynamo_marked_constant = True
@@ -109,15 +109,15 @@ def resolve(kernels: str, device: torch.device | str, operation: str | None = No
     kind = torch.device(device).type
     if kernels == "reference":
         return kernels
-    usable = [
+    options = [
         name
         for name in built()
         if kind == ("cpu" if name == "cpu" else "cuda") and not (name == "cuda" and _too_old(torch.device(device)))
     ] + ["reference"]
-    if kernels != "auto" and kernels not in usable:
-        raise ValueError(f"kernels {kernels!r} can't compute on {kind} here; usable there: auto, {', '.join(usable)}")
-    names = usable if kernels == "auto" else [kernels]
-    if operation in WITHOUT_CUDA and "triton" in usable:
+    if kernels != "auto" and kernels not in options:
+        raise ValueError(f"kernels {kernels!r} can't compute on {kind} here; usable there: auto, {', '.join(options)}")
+    names = options if kernels == "auto" else [kernels]
+    if operation in WITHOUT_CUDA and "triton" in options:
         names = ["triton" if name == "cuda" else name for name in names]
     if kernels == "auto" and left_out():
         names = [name for name in names if (operation, name, str(device)) not in left_out()]
@@ -126,16 +126,20 @@ def resolve(kernels: str, device: torch.device | str, operation: str | None = No
 
 def used(kernels: str, device: torch.device | str) -> str:
     """`resolve` in words, with the operations that are computed by others: "cuda (lrn_max_pool: triton)"."""
-    others = {
+    substitutes = {
         operation: resolve(kernels, device, operation)
         for operation, _, where in sorted(left_out())
         if where == str(device) and kernels == "auto"
     }
     name = resolve(kernels, device)
-    return name + (f" ({', '.join(f'{operation}: {other}' for operation, other in others.items())})" if others else "")
+    return name + (
+        f" ({', '.join(f'{operation}: {substitute}' for operation, substitute in substitutes.items())})"
+        if substitutes
+        else ""
+    )
 
 
-_launching = threading.Lock()
+_launch_lock = threading.Lock()
 
 
 @contextmanager
@@ -144,7 +148,7 @@ def triton_on(tensor: torch.Tensor) -> Iterator[None]:
 
     In a backward pass two GPUs have a thread each, and Triton isn't known to compile one kernel in two threads at once.
     """
-    with _launching, torch.cuda.device_of(tensor):
+    with _launch_lock, torch.cuda.device_of(tensor):
         yield
 
 

@@ -68,12 +68,12 @@ class _OneDnn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        (x, weight), (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        (x, weight), (x_needs_grad, weight_needs_grad, bias_needs_grad) = ctx.saved_tensors, ctx.needs_input_grad
         product = F.linear if torch.is_grad_enabled() else _product  # to be differentiated in its turn: PyTorch's
         return (
-            product(dy, weight.t()) if of_x else None,
-            product(dy.t(), x.t()) if of_weight else None,
-            dy.sum(0) if of_bias else None,
+            product(dy, weight.t()) if x_needs_grad else None,
+            product(dy.t(), x.t()) if weight_needs_grad else None,
+            dy.sum(0) if bias_needs_grad else None,
         )
 
 

@@ -195,8 +195,8 @@ def _outputs(x, pool, stride, ties):
     """y and argmax, not yet written; argmax is empty where the backward pass does without."""
     sides = [-(-(side - pool) // stride) + 1 if pool else side for side in x.shape[2:]]
     y = torch.empty((*x.shape[:2], *sides), dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    saved = pool > 0 and ties == "first"
-    return y, torch.empty_like(y, dtype=torch.uint8) if saved else x.new_empty(0, dtype=torch.uint8)
+    has_argmax = pool > 0 and ties == "first"
+    return y, torch.empty_like(y, dtype=torch.uint8) if has_argmax else x.new_empty(0, dtype=torch.uint8)
 
 
 def _in_triton(kernels, tensors, norm, size, beta, pool, stride, all_ties=False):
@@ -362,9 +362,9 @@ def _differentiable_gradients(ctx, dy, x, bias):
     """dx and dbias with a history, by the reference; None where they aren't wanted."""
     inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in (x, bias)]  # dy may depend on x, too
     y = _reference(*inputs, *ctx.arguments[:-1])
-    wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad) if needed]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[:2]]
+    targets = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad) if needed]
+    gradients = iter(torch.autograd.grad(y, targets, dy, create_graph=True))
+    return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:2]]
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -179,14 +179,14 @@ def backward(
     (N, C, H, W), (OH, OW) = x.shape, dy.shape[2:]
     refuse_large_maps(H, W)
     tiles = triton.cdiv(H * W, BACKWARD_TILE)
-    partial = None if bias is None else torch.empty(N * tiles, C, dtype=torch.float32, device=x.device)
+    partial_sums = None if bias is None else torch.empty(N * tiles, C, dtype=torch.float32, device=x.device)
     if x.numel() == 0:
-        return None if bias is None else partial.sum(0)
+        return None if bias is None else partial_sums.sum(0)
     choice, u, all_ties = argmax if pool else None, None, pool > 0 and ties == "all"
     float32 = {"dtype": torch.float32, "device": x.device}
     if all_ties:
         u, choice = torch.empty(x.shape, **float32), torch.empty(dy.shape, **float32)
-        before = "before" if relu == "before" else "none"
+        norm_relu = "before" if relu == "before" else "none"
         forward(
             x,
             bias,
@@ -197,7 +197,7 @@ def backward(
             alpha=alpha,
             beta=beta,
             k=k,
-            relu=before,
+            relu=norm_relu,
             pool=0,
             stride=1,
             ties=ties,
@@ -227,7 +227,7 @@ def backward(
             choice,
             u,
             g,
-            partial,
+            partial_sums,
             C,
             H,
             W,
@@ -251,4 +251,4 @@ def backward(
         )
         if norm == "spatial":
             spatial_norm_backward(x, g, dx, size, alpha, beta, k)
-    return None if bias is None else partial.sum(0)
+    return None if bias is None else partial_sums.sum(0)

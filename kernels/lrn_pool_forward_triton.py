@@ -128,7 +128,7 @@ def forward(
         return
     if pool and (norm == "spatial" or norm == "lrn" and pool * pool * (size - 1) > ROLLING):
         u = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        before = "before" if relu == "before" else "none"
+        norm_relu = "before" if relu == "before" else "none"
         forward(
             x,
             bias,
@@ -139,7 +139,7 @@ def forward(
             alpha=alpha,
             beta=beta,
             k=k,
-            relu=before,
+            relu=norm_relu,
             pool=0,
             stride=1,
             ties=ties,
@@ -173,12 +173,12 @@ def forward(
             CEIL_MODE=ceil_mode,
             MAPS=maps,
             TILE=FORWARD_TILE,
-            UNROLL=_unrolled(norm, size, pool),
+            UNROLL=_unroll_factor(norm, size, pool),
             num_warps=FORWARD_TILE // 32,
         )
 
 
-def _unrolled(norm, size, pool):
+def _unroll_factor(norm, size, pool):
     """Four steps bring a window of five maps back to where it was: unrolled, nothing moves between registers.
 
     Not with more cells a step than 3x3 windows have: Triton 3.7 compiles 5x5 for a minute then, and 6 seconds

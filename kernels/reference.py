@@ -44,7 +44,7 @@ def lrn_max_pool(
     relu: "before" = ReLU -> LRN -> pool (paper 3.5, layers 1 and 2); "after" = LRN -> pool -> ReLU (2012 source, layer
     1); "none". The other arguments as in `lrn` and `max_pool`. Raises ValueError on another `relu` or `ties`."""
     one_of("relu", relu, ("before", "after", "none"))
-    v = _lrn(_biased(x, bias, relu == "before"), size, alpha, beta, k)
+    v = _lrn(_add_bias(x, bias, relu == "before"), size, alpha, beta, k)
     return _pool(v, relu == "after", pool, stride, ties).to(x.dtype)
 
 
@@ -65,7 +65,7 @@ def lrn(
     torch.nn.functional.local_response_norm divides its own alpha by size, so this alpha = a is that function's a *
     size. (N, C, H, W) -> (N, C, H, W)."""
     one_of("relu", relu, ("before", "none"))
-    return _lrn(_biased(x, bias, relu == "before"), size, alpha, beta, k).to(x.dtype)
+    return _lrn(_add_bias(x, bias, relu == "before"), size, alpha, beta, k).to(x.dtype)
 
 
 def max_pool(
@@ -81,7 +81,7 @@ def max_pool(
 
     H' = ceil((H - pool) / stride) + 1. ReLU before or after the maximum is the same function. Raises ValueError on
     another `ties` than "first" or "all", and where H or W is smaller than the window."""
-    return _pool(_biased(x, bias, False), relu, pool, stride, ties).to(x.dtype)
+    return _pool(_add_bias(x, bias, False), relu, pool, stride, ties).to(x.dtype)
 
 
 def spatial_norm_max_pool(
@@ -111,7 +111,7 @@ def spatial_norm(x: torch.Tensor, *, size: int = 5, alpha: float, beta: float = 
 
 def avg_pool(x: torch.Tensor, *, pool: int = 3, stride: int = 2) -> torch.Tensor:
     """Mean over pool x pool windows `stride` apart, an overhanging window divided by the area inside (2012 source)."""
-    _fits(x, pool)
+    _check_window(x, pool)
     return F.avg_pool2d(_accumulator(x), pool, stride, ceil_mode=True).to(x.dtype)
 
 
@@ -131,10 +131,10 @@ def dropout(
     layer, tower, position in x) alone: the same on every device and after every restart. step: an int, or an int64
     tensor without dimensions on x's device, which the host does not wait for; its low 32 bits count. first_row: images
     of the minibatch before the first of x: the positions are those in the minibatch."""
-    before = first_row * x.shape[1:].numel()
-    blocks = torch.arange(before // 4, (before + x.numel() + 3) // 4, device=x.device)  # four words a counter
+    offset = first_row * x.shape[1:].numel()
+    blocks = torch.arange(offset // 4, (offset + x.numel() + 3) // 4, device=x.device)  # four words a counter
     words = torch.stack(philox((blocks & 0xFFFFFFFF, step & 0xFFFFFFFF, layer, tower), (seed, DROPOUT_STREAM)), dim=1)
-    keep = words.flatten()[before % 4 :][: x.numel()].view(x.shape) >= dropout_threshold(probability)
+    keep = words.flatten()[offset % 4 :][: x.numel()].view(x.shape) >= dropout_threshold(probability)
     return x * keep
 
 
@@ -154,7 +154,7 @@ def relu_dropout(
 
     probability 0 draws nothing and needs no step. Rounding to the dtype of x comes before the ReLU: the same y, and a
     value that rounds to 0 gets no gradient, so that y alone says where the gradient goes."""
-    y = torch.relu(_biased(x, bias, False).to(x.dtype))
+    y = torch.relu(_add_bias(x, bias, False).to(x.dtype))
     mask = dict(probability=probability, seed=seed, step=step, layer=layer, tower=tower, first_row=first_row)
     return dropout(y, **mask) if probability else y
 
@@ -177,8 +177,8 @@ def paper_sgd_(
     `weights.cu:148`). bfloat16 and float16 are computed in float32, w from the v that is not rounded yet. copies, sums:
     see `note_weights`."""
     with torch.no_grad():
-        numbered = enumerate(zip(parameters, gradients, velocities, learning_rates, weight_decays, strict=True))
-        for number, (w, g, v, rate, decay) in numbered:
+        entries = enumerate(zip(parameters, gradients, velocities, learning_rates, weight_decays, strict=True))
+        for number, (w, g, v, rate, decay) in entries:
             if rate == 0:
                 continue
             wide_w, wide_v = (w, v) if w.dtype in (torch.float32, torch.float64) else (w.float(), v.float())
@@ -230,9 +230,9 @@ def augment(
     rows, columns = top[:, None] + side, left[:, None] + torch.where(flip[:, None], crop - 1 - side, side)
     rows, columns = rows[:, :, None].to(device), columns[:, None, :].to(device)
     offset = (mean.shape[0] - crop) // 2
-    under = mean[rows, columns] if mean_follows_crop else mean[offset : offset + crop, offset : offset + crop]
+    mean_pixels = mean[rows, columns] if mean_follows_crop else mean[offset : offset + crop, offset : offset + crop]
     pixels = pictures[torch.arange(len(pictures), device=device)[:, None, None], rows, columns]  # (N, crop, crop, 3)
-    y = (pixels.to(mean.dtype) - under + shift.to(device)[:, None, None, :]) * torch.tensor(
+    y = (pixels.to(mean.dtype) - mean_pixels + shift.to(device)[:, None, None, :]) * torch.tensor(
         scale, dtype=mean.dtype, device=device
     )
     return y.permute(0, 3, 1, 2).to(dtype).contiguous(memory_format=memory_format)
@@ -242,7 +242,7 @@ def _accumulator(x):
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _biased(x, bias, relu):
+def _add_bias(x, bias, relu):
     a = _accumulator(x)
     if bias is not None:
         a = a + bias.to(a.dtype).view(-1, *[1] * (x.dim() - 2))
@@ -250,14 +250,14 @@ def _biased(x, bias, relu):
 
 
 def _lrn(a, size, alpha, beta, k):
-    maps, before = a.shape[1], size // 2  # the window is i - size/2 .. i - size/2 + size - 1
-    squares = F.pad(a * a, (0, 0, 0, 0, before, size - 1 - before))
+    maps, low = a.shape[1], size // 2  # the window is i - size/2 .. i - size/2 + size - 1
+    squares = F.pad(a * a, (0, 0, 0, 0, low, size - 1 - low))
     return a * _inverse_power(k + alpha * sum(squares[:, j : j + maps] for j in range(size)), beta)
 
 
 def _spatial_norm(a, size, alpha, beta, k):
-    height, width, before, after = *a.shape[2:], size // 2, size - 1 - size // 2
-    squares = F.pad(a * a, (before, after, before, after))
+    height, width, low, high = *a.shape[2:], size // 2, size - 1 - size // 2
+    squares = F.pad(a * a, (low, high, low, high))
     rows = sum(squares[:, :, i : i + height] for i in range(size))
     return a * _inverse_power(k + alpha * sum(rows[:, :, :, j : j + width] for j in range(size)), beta)
 
@@ -298,12 +298,12 @@ def _rounded_inverse_power(d, beta):
 
 def _inverse_power_of_block(d, beta):
     """d^-beta by products of d and of its roots, d^(1/2), d^(1/4), ...: as many as beta has binary digits."""
-    wide, (fraction, whole) = d.double(), math.modf(beta)
-    product, factor, whole = torch.ones_like(wide), wide, int(whole)
-    while whole:
-        product = product * factor if whole & 1 else product
-        factor, whole = factor * factor, whole >> 1
-    factor = wide
+    base, (fraction, integer) = d.double(), math.modf(beta)
+    product, factor, integer = torch.ones_like(base), base, int(integer)
+    while integer:
+        product = product * factor if integer & 1 else product
+        factor, integer = factor * factor, integer >> 1
+    factor = base
     while fraction:
         factor, fraction = _root(factor), 2 * fraction
         if fraction >= 1:
@@ -323,12 +323,12 @@ def _root(d):
 
 def _pool(a, relu, pool, stride, ties):
     one_of("ties", ties, ("first", "all"))
-    _fits(a, pool)
+    _check_window(a, pool)
     y = _max_pool_all_ties(a, pool, stride) if ties == "all" else F.max_pool2d(a, pool, stride, ceil_mode=True)
     return torch.relu(y) if relu else y
 
 
-def _fits(a, pool):
+def _check_window(a, pool):
     if min(a.shape[2:]) < pool:
         raise ValueError(f"maps of {a.shape[2]}x{a.shape[3]} are smaller than the {pool}x{pool} pooling window")
 
@@ -336,13 +336,13 @@ def _fits(a, pool):
 def _max_pool_all_ties(a, pool, stride):
     if torch.compiler.is_compiling() or not differentiated_otherwise(a):
         return _MaxPoolAllTies.apply(a, pool, stride)
-    fixed = a.detach()
-    y = F.max_pool2d(fixed, pool, stride, ceil_mode=True)
-    change = torch.where(fixed.isfinite(), a - fixed, 0)  # zeros, with a's derivatives
+    values = a.detach()
+    y = F.max_pool2d(values, pool, stride, ceil_mode=True)
+    change = torch.where(values.isfinite(), a - values, 0)  # zeros, with a's derivatives
     changes = 0
     for window, inside in _cells(a, y, pool, stride):
-        of_cell = torch.where(fixed[window][inside] == y[inside], change[window][inside], 0)
-        changes = changes + F.pad(of_cell, (0, y.shape[3] - of_cell.shape[3], 0, y.shape[2] - of_cell.shape[2]))
+        share = torch.where(values[window][inside] == y[inside], change[window][inside], 0)
+        changes = changes + F.pad(share, (0, y.shape[3] - share.shape[3], 0, y.shape[2] - share.shape[2]))
     return y + changes
 
 

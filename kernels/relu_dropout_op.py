@@ -39,8 +39,8 @@ def relu_dropout(
     every time. Raises ValueError, with the value named, for arguments that don't fit."""
     name = resolve(kernels, x.device, "relu_dropout")
     _check(x, bias, probability, seed, step, layer, tower, first_row)
-    there_is = {"triton": x.dtype != torch.float64, "cpu": probability > 0 and bias is None and x.is_contiguous()}
-    if not there_is.get(name) or differentiated_otherwise(x, bias):
+    support = {"triton": x.dtype != torch.float64, "cpu": probability > 0 and bias is None and x.is_contiguous()}
+    if not support.get(name) or differentiated_otherwise(x, bias):
         mask = dict(probability=probability, seed=seed, step=step, layer=layer, tower=tower, first_row=first_row)
         return reference.relu_dropout(x, bias, **mask)
     if probability == 0:
@@ -83,8 +83,8 @@ def _check(x, bias, probability, seed, step, layer, tower, first_row):
 def _forward(x, bias, step, probability, seed, layer, tower, first_row, kernels):
     y = _dense_like(x)
     if kernels == "cpu":
-        before = first_row * x.shape[1:].numel()
-        compiled().relu_dropout(x, step, dropout_threshold(probability), seed, DROPOUT_STREAM, layer, tower, before, y)
+        offset = first_row * x.shape[1:].numel()
+        compiled().relu_dropout(x, step, dropout_threshold(probability), seed, DROPOUT_STREAM, layer, tower, offset, y)
     elif y.numel():
         from . import relu_dropout_triton
 
@@ -121,8 +121,8 @@ def _backward(dy, y, sums, kernels):
     from . import relu_dropout_triton
 
     dy, y = (tensor.contiguous(memory_format=memory_format(dx)) for tensor in (dy, y))
-    found = relu_dropout_triton.backward(dy, y, dx, sums)
-    return dx, found if sums else dbias
+    bias_gradient = relu_dropout_triton.backward(dy, y, dx, sums)
+    return dx, bias_gradient if sums else dbias
 
 
 @_backward.register_fake
@@ -149,8 +149,8 @@ def _differentiate(ctx, dy):
     bias_needs_grad = ctx.bias_dtype is not None and ctx.needs_input_grad[1]
     if torch.is_grad_enabled():  # the gradients are to be differentiated in their turn
         dx = torch.where(y <= 0, 0, dy)
-        others = [dim for dim in range(dx.dim()) if dim != 1]
-        return dx, dx.sum(others, dtype=torch.float32).to(ctx.bias_dtype) if bias_needs_grad else None, *[None] * 7
+        dims = [dim for dim in range(dx.dim()) if dim != 1]
+        return dx, dx.sum(dims, dtype=torch.float32).to(ctx.bias_dtype) if bias_needs_grad else None, *[None] * 7
     dx, dbias = torch.ops.alexnet_mp.relu_dropout_backward(dy, y, bias_needs_grad, ctx.kernels)
     return dx, dbias.to(ctx.bias_dtype) if bias_needs_grad else None, *[None] * 7
 

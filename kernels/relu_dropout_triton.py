@@ -152,10 +152,10 @@ def backward(dy: torch.Tensor, y: torch.Tensor, dx: torch.Tensor, sums: bool) ->
     """Write dx; return the gradient of the bias, (C,) float32, or None unless `sums`. dy, y, dx: dense, in one memory
     order."""
     positions, shape, grid, tiles = _launch(y, BACKWARD_TILE)
-    partial = torch.empty(tiles, y.shape[1], dtype=torch.float32, device=y.device) if sums else None
+    partial_sums = torch.empty(tiles, y.shape[1], dtype=torch.float32, device=y.device) if sums else None
     with triton_on(y):
-        _relu_dropout_backward_kernel[grid](dy, y, dx, partial, positions, *shape, num_warps=BACKWARD_TILE // 512)
-        return partial.sum(0) if sums else None
+        _relu_dropout_backward_kernel[grid](dy, y, dx, partial_sums, positions, *shape, num_warps=BACKWARD_TILE // 512)
+        return partial_sums.sum(0) if sums else None
 
 
 def _launch(x, size):

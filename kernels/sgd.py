@@ -48,12 +48,12 @@ def paper_sgd_(
     for number, (w, g, v) in enumerate(zip(parameters, gradients, velocities)):
         if w.dtype not in FLOAT_DTYPES:
             raise ValueError(f"parameter {number} is {w.dtype}; it must be float32, bfloat16, float16 or float64")
-        for name, other in (("gradient", g), ("velocity", v), ("first parameter", parameters[0])):
-            narrow = name == "gradient" and w.dtype == torch.float32 and other.dtype in SIXTEEN_BITS
-            if other.device != w.device or (
-                name != "first parameter" and (other.shape != w.shape or not (narrow or other.dtype == w.dtype))
+        for name, tensor in (("gradient", g), ("velocity", v), ("first parameter", parameters[0])):
+            narrow = name == "gradient" and w.dtype == torch.float32 and tensor.dtype in SIXTEEN_BITS
+            if tensor.device != w.device or (
+                name != "first parameter" and (tensor.shape != w.shape or not (narrow or tensor.dtype == w.dtype))
             ):
-                raise ValueError(f"parameter {number} is {describe(w)}, the {name} {describe(other)}")
+                raise ValueError(f"parameter {number} is {describe(w)}, the {name} {describe(tensor)}")
     if copies and len(copies) != len(parameters):
         raise ValueError(f"{len(copies)} copies of {len(parameters)} parameters; there must be none, or as many")
     for number, (w, copy) in enumerate(zip(parameters, copies)):
@@ -90,11 +90,11 @@ def update_tables_in(owner: dict) -> Iterator[None]:
 
     A CUDA graph reads it at every replay: who captures the update keeps `owner` as long as the graph, and drops both
     together."""
-    before = _table_owner.set(owner)
+    token = _table_owner.set(owner)
     try:
         yield
     finally:
-        _table_owner.reset(before)
+        _table_owner.reset(token)
 
 
 @torch.library.custom_op(

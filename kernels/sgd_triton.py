@@ -137,17 +137,17 @@ def paper_sgd_(
             reference.paper_sgd_([w], [g], [v], learning_rates=[rate], momentum=momentum, weight_decays=[decay])
             reference.note_weights(number, w, () if copy is None else copies, sums)
     for (device, dtypes), group in groups.items():
-        tensors = tuple(_row(*one[:5]) for one in group)
+        tensors = tuple(_row(*entry[:5]) for entry in group)
         coefficients = tuple((momentum, decay * rate, rate) for *_, rate, decay in group)
         with triton_on(group[0][1]):
-            chunks, rows, coefficients, partial = _tables_for(device, tensors, coefficients, owner)
+            chunks, rows, coefficients, partial_sums = _tables_for(device, tensors, coefficients, owner)
             aligned = all(address % 16 == 0 for addresses in tensors for address in addresses[:4])
             names = [dtype and getattr(tl, str(dtype).removeprefix("torch.")) for dtype in dtypes]
             _paper_sgd_kernel[len(chunks),](
-                chunks, rows, coefficients, partial, *names, sums is not None, aligned, CHUNK, num_warps=8
+                chunks, rows, coefficients, partial_sums, *names, sums is not None, aligned, CHUNK, num_warps=8
             )
             if sums is not None:
-                _sum_kernel[len(rows),](rows, partial, sums, SUMMED, CHUNK)
+                _sum_kernel[len(rows),](rows, partial_sums, sums, SUMMED, CHUNK)
 
 
 def _row(number, w, g, v, copy):
@@ -195,5 +195,5 @@ def _tables(device, tensors, coefficients):
     tables = torch.cat(chunks), torch.tensor(rows, dtype=torch.int64), torch.tensor(coefficients, dtype=torch.float64)
     if device.type == "cuda":  # from page-locked memory, else the host waits for the copy, and before it for the step
         tables = [table.pin_memory() for table in tables]
-    partial = torch.empty(begins[-1], dtype=torch.float32, device=device)
-    return *(table.to(device, non_blocking=True) for table in tables), partial
+    partial_sums = torch.empty(begins[-1], dtype=torch.float32, device=device)
+    return *(table.to(device, non_blocking=True) for table in tables), partial_sums

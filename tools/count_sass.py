@@ -12,13 +12,12 @@ that the warps of the whole launch enter it:
 * the main loop, the strongly connected blocks around the barrier (BAR): all warps, once an output row (forward) or as
   often as there are groups of 2x2 positions for a block to take (backward);
 * in it, blocks whose instructions come mostly from the source lines of `give_output`: only the warps that have an
-output;
-  of `exact_output`: never, since no window of ordinary data has a NaN or inf;
+  output; of `exact_output`: never, since no window of ordinary data has a NaN or inf;
 * the loops of `sum_block`: the warps that have a channel, once a term and unrolled addition;
 * every other block: all warps, once. Of two alternatives (float32 or 16-bit bias) both count, so this errs upwards.
 Predicated-off instructions and uniform ones count: they are issued. The sum times 32 lanes, divided by N C H W, is the
-result;
-idle lanes of partly filled warps, rows that two strips share and quads past the edge of an odd map are all in it.
+result. Idle lanes of partly filled warps, rows that two strips share and quads past the edge of an odd map are all in
+it.
 """
 
 import argparse
@@ -44,8 +43,8 @@ MULTIPROCESSORS, LANES, CLOCK, BANDWIDTH = 132, 128, 1.83e9, 4.3e12
 
 def tool(name):
     """Path of a CUDA binary tool, or None."""
-    bundled = Path(sysconfig.get_path("purelib")) / "triton" / "backends" / "nvidia" / "bin" / name
-    return str(bundled) if bundled.exists() else shutil.which(name)
+    path = Path(sysconfig.get_path("purelib")) / "triton" / "backends" / "nvidia" / "bin" / name
+    return str(path) if path.exists() else shutil.which(name)
 
 
 def compile_kernels(kernels, arch, folder):
@@ -58,23 +57,23 @@ def compile_kernels(kernels, arch, folder):
     )
     unit, cubin = Path(folder) / "kernels.cu", Path(folder) / f"kernels_{arch}.cubin"
     unit.write_text(f'#include "{SOURCE}"\nusing namespace lrn_pool;\n{text}', encoding="utf-8")
-    done = subprocess.run(
+    process = subprocess.run(
         ["nvcc", "-std=c++20", "-O3", "-cubin", "-lineinfo", f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", cubin, unit],
         check=True,
         capture_output=True,
         text=True,
         encoding="utf-8",
     )
-    return cubin, done.stderr
+    return cubin, process.stderr
 
 
 def resources(report):
     """ptxas -v: mangled name -> (registers, bytes of spill stores and loads)."""
-    found = {}
+    usage = {}
     for part in report.split("Compiling entry function '")[1:]:
         stores, loads = map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part).groups())
-        found[part[: part.index("'")]] = int(re.search(r"Used (\d+) registers", part).group(1)), stores + loads
-    return found
+        usage[part[: part.index("'")]] = int(re.search(r"Used (\d+) registers", part).group(1)), stores + loads
+    return usage
 
 
 def lines_of(function):
@@ -123,14 +122,14 @@ def disassemble(cubin):
     for blocks in kernels.values():
         blocks[:] = [block for block in blocks if block.instructions or block.label]
         labels = {block.label: block for block in blocks if block.label}
-        for block, following in zip(blocks, [*blocks[1:], None]):
+        for block, successor in zip(blocks, [*blocks[1:], None]):
             last = block.instructions[-1] if block.instructions else ""
             if re.search(r"\b(RET|BRX|JMP)\b", last):  # CALL.REL.NOINC without a RET is a far jump
                 raise ValueError(f"{last!r}: returns and indirect jumps are not followed")
             block.next = [labels[target] for target in re.findall(r"(?:BRA|CALL).*`\((\.L_\w+)\)", last)]
             unconditional = re.match(r"(BRA|EXIT|CALL)\b", last) and not re.match(r"BRA(\.\w+)* !?U?P\d", last)
-            if not unconditional and following is not None:
-                block.next.append(following)
+            if not unconditional and successor is not None:
+                block.next.append(successor)
     return kernels
 
 
@@ -138,13 +137,13 @@ def cycles(blocks):
     """The sets of blocks that can reach each other: the loops, outermost only."""
 
     def reachable(start):
-        seen, stack = set(), list(start.next)
+        successors, stack = set(), list(start.next)
         while stack:
             block = stack.pop()
-            if block not in seen:
-                seen.add(block)
+            if block not in successors:
+                successors.add(block)
                 stack.extend(block.next)
-        return seen
+        return successors
 
     reach = {block: reachable(block) for block in blocks}
     return {
@@ -178,7 +177,7 @@ def plan(kernel, images, channels, height, width):
 
 def warp_instructions(blocks, kernel, images, channels, height, width):
     """Instructions that all warps of a launch issue."""
-    launched, warps, entries, output_warps = plan(kernel, images, channels, height, width)
+    grid, warps, entries, output_warps = plan(kernel, images, channels, height, width)
     functions = {name: lines_of(name) for name in ("exact_output", "give_output", "sum_block")}
 
     def origin(block):
@@ -188,10 +187,12 @@ def warp_instructions(blocks, kernel, images, channels, height, width):
         return votes.most_common(1)[0][0] if votes else ""
 
     loops = cycles(blocks)
-    main = [loop for loop in loops if any("BAR" in instruction for block in loop for instruction in block.instructions)]
-    if len(main) != 1:
-        raise ValueError(f"{len(main)} loops with a barrier; one is expected")
-    inner = set().union(*(loop for loop in loops if loop is not main[0]))
+    main_loops = [
+        loop for loop in loops if any("BAR" in instruction for block in loop for instruction in block.instructions)
+    ]
+    if len(main_loops) != 1:
+        raise ValueError(f"{len(main_loops)} loops with a barrier; one is expected")
+    inner_blocks = set().union(*(loop for loop in loops if loop is not main_loops[0]))
     total = 0
     for block in blocks:
         size = sum(not instruction.startswith("NOP") for instruction in block.instructions)
@@ -200,14 +201,14 @@ def warp_instructions(blocks, kernel, images, channels, height, width):
         place = origin(block)
         if place == "exact_output":
             continue
-        if block in main[0]:
+        if block in main_loops[0]:
             total += size * entries * (output_warps if place == "give_output" else warps)
-        elif place == "sum_block" and block in inner:
+        elif place == "sum_block" and block in inner_blocks:
             additions = sum("FADD" in instruction for instruction in block.instructions)
             trips = BACKWARD_THREADS // (channels // 8) // additions if additions and block in block.next else 1
-            total += size * launched * trips * -(-channels // 32)
+            total += size * grid * trips * -(-channels // 32)
         else:
-            total += size * launched * warps
+            total += size * grid * warps
     return total
 
 
@@ -234,7 +235,7 @@ def table(arch=90, images=128, dtypes=("float32", "bfloat16", "float16"), relu=1
     }
     with tempfile.TemporaryDirectory() as folder:
         cubin, report = compile_kernels(names, arch, folder)
-        blocks, used = disassemble(cubin), resources(report)
+        blocks, usage = disassemble(cubin), resources(report)
     rows = []
     for way, dtype in names.values():
         for channels, (height, width) in STAGES.items():
@@ -248,8 +249,8 @@ def table(arch=90, images=128, dtypes=("float32", "bfloat16", "float16"), relu=1
                     "kernel": way,
                     "dtype": dtype,
                     "channels": channels,
-                    "registers": used[mangled][0],
-                    "spilled_bytes": used[mangled][1],
+                    "registers": usage[mangled][0],
+                    "spilled_bytes": usage[mangled][1],
                     "shared_bytes": shared_bytes(way, dtype, channels),
                     "lane_instructions": an_element,
                     "budget": budget,

@@ -62,37 +62,37 @@ def complaint(action, place):
         return None, str(error)
 
 
-def check(draws, place, must_be_found, original, again):
+def check(draws, place, must_be_found, original, copy):
     """Read the checkpoint, and once more in another way. Returns whether it was taken, and only as what it is.
 
     Raises AssertionError where a rule is broken.
     """
-    loaded, _ = complaint(checkpoint_format.load, place)
-    other = draws.choice((checkpoint_format.read_state, checkpoint_format.load_weights, checkpoint_format.verify))
-    found, problem = complaint(other, place)
-    if other is checkpoint_format.load_weights and found is not None:
-        agree(found, (place / WEIGHTS).read_bytes())
-    read = {checkpoint_format.read_state: [STATE], checkpoint_format.load_weights: [WEIGHTS]}.get(other, original)
+    checkpoint, _ = complaint(checkpoint_format.load, place)
+    reader = draws.choice((checkpoint_format.read_state, checkpoint_format.load_weights, checkpoint_format.verify))
+    reading, problem = complaint(reader, place)
+    if reader is checkpoint_format.load_weights and reading is not None:
+        agree(reading, (place / WEIGHTS).read_bytes())
+    names = {checkpoint_format.read_state: [STATE], checkpoint_format.load_weights: [WEIGHTS]}.get(reader, original)
     if must_be_found and problem is None:
-        assert all((place / name).read_bytes() == original[name] for name in read), "a change went unnoticed"
-    if loaded is None:
+        assert all((place / name).read_bytes() == original[name] for name in names), "a change went unnoticed"
+    if checkpoint is None:
         return False
     assert problem is None, "load takes what another reader refuses"
-    assert other is checkpoint_format.load_weights or found == loaded.state, "two readers of the state differ"
+    assert reader is checkpoint_format.load_weights or reading == checkpoint.state, "two readers of the state differ"
     if must_be_found:
         assert all((place / name).read_bytes() == content for name, content in original.items()), (
             "a change went unnoticed"
         )
     for name, tensors in (
-        (WEIGHTS, loaded.weights),
-        (VELOCITY, loaded.velocity),
-        (STATISTICS, vars(loaded.statistics)),
+        (WEIGHTS, checkpoint.weights),
+        (VELOCITY, checkpoint.velocity),
+        (STATISTICS, vars(checkpoint.statistics)),
     ):
         agree(tensors, (place / name).read_bytes())
         assert all(np.isfinite(np.asarray(values)).all() for values in tensors.values()), "a value that is not finite"
-    shutil.rmtree(again, ignore_errors=True)
-    checkpoint_format.write(again, loaded)  # what was taken can be given again, and says the same
-    assert json.loads((again / STATE).read_bytes()) == json.loads((place / STATE).read_bytes()), (
+    shutil.rmtree(copy, ignore_errors=True)
+    checkpoint_format.write(copy, checkpoint)  # what was taken can be given again, and says the same
+    assert json.loads((copy / STATE).read_bytes()) == json.loads((place / STATE).read_bytes()), (
         "the state was not read as it is"
     )
     return True
@@ -101,10 +101,10 @@ def check(draws, place, must_be_found, original, again):
 def agree(tensors, content):
     if any(values.dtype == torch.bfloat16 for values in tensors.values()):
         return  # numpy has none
-    plain = safetensors.numpy.load(content)
-    for name, values in plain.items():
-        found = np.asarray(tensors[name])
-        same = found.dtype == values.dtype and found.shape == values.shape and found.tobytes() == values.tobytes()
+    reference = safetensors.numpy.load(content)
+    for name, values in reference.items():
+        array = np.asarray(tensors[name])
+        same = array.dtype == values.dtype and array.shape == values.shape and array.tobytes() == values.tobytes()
         assert same, f"{name} differs"
 
 
@@ -121,7 +121,7 @@ def restore(place, original):
 
 def run(inputs, seed, only=None):
     """Read `inputs` mutations of the checkpoint in `BASE`, or number `only` alone. Returns a `Result`."""
-    result, started = Result(), time.perf_counter()
+    result, start = Result(), time.perf_counter()
     original = {name: (BASE / name).read_bytes() for name in (*LISTED, MANIFEST)}
     memory_backed = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory_backed) as folder:
@@ -129,25 +129,25 @@ def run(inputs, seed, only=None):
         place.mkdir()
         for number in range(inputs) if only is None else [only]:
             restore(place, original)
-            draws, begun = random.Random(f"{seed} {number}"), time.perf_counter()
-            what, must_be_found = mutate(draws, place, original)
+            draws, input_start = random.Random(f"{seed} {number}"), time.perf_counter()
+            action, must_be_found = mutate(draws, place, original)
             try:
                 loaded = check(draws, place, must_be_found, original, Path(folder) / "again")
                 result.loaded += loaded
                 result.refused += not loaded
-                result.kinds[what.split()[0], "loaded" if loaded else "refused"] += 1
+                result.kinds[action.split()[0], "loaded" if loaded else "refused"] += 1
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a panic of the library in Rust is no Exception
-                result.failures.append((number, what, f"{type(error).__name__}: {error}"))
+                result.failures.append((number, action, f"{type(error).__name__}: {error}"))
                 if only is not None:
                     traceback.print_exc()
-            result.slowest = max(result.slowest, (time.perf_counter() - begun, number))
+            result.slowest = max(result.slowest, (time.perf_counter() - input_start, number))
             if number == WARM_UP:
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if peak:
         result.memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
-    result.seconds = time.perf_counter() - started
+    result.seconds = time.perf_counter() - start
     return result
 
 

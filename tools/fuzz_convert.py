@@ -49,38 +49,38 @@ CLASSES = "".join(f"n{number:08} word {number}\n" for number in range(10)).encod
 def originals():
     """{kind: (files {name: bytes}, what is converted, options)}"""
     blobs, mean = made_blobs(), np.random.default_rng(0).uniform(0, 255, (104, 104, 3)).astype(np.float32)
-    beside = {"mean.binaryproto": binaryproto(mean), "synset_words.txt": CLASSES}
+    extras = {"mean.binaryproto": binaryproto(mean), "synset_words.txt": CLASSES}
     network = TwoTowerAlexNet(override(PRESETS["caffenet"](), TINY), ("cpu", "cpu"), 10, "reference")
     state = {name: tensor.numpy() for name, tensor in network.merged_state().items()}
-    found = _by_layer(network)
-    kept, archive = io.BytesIO(), io.BytesIO()
-    np.savez(kept, **found)
-    np.savez_compressed(archive, **found)
+    layers = _by_layer(network)
+    npz, archive = io.BytesIO(), io.BytesIO()
+    np.savez(npz, **layers)
+    np.savez_compressed(archive, **layers)
     arrays = {}
-    for number, (name, array) in enumerate(found.items()):
+    for number, (name, array) in enumerate(layers.items()):
         content = io.BytesIO()
         np.savetxt(content, array, fmt="%.9g") if number % 2 else np.save(content, array)
         arrays[f"{name}.{'txt' if number % 2 else 'npy'}"] = content.getvalue()
-    small, level = {"recipe": "caffenet", "settings": TINY, "mean": "1,2,3"}, {"synset_words.txt": CLASSES}
+    options, class_file = {"recipe": "caffenet", "settings": TINY, "mean": "1,2,3"}, {"synset_words.txt": CLASSES}
     return {
-        "caffe": ({"net.caffemodel": caffemodel(blobs), **beside}, "net.caffemodel", {"settings": SMALL}),
-        "old caffe": ({"net.caffemodel": caffemodel(blobs, old=True), **beside}, "net.caffemodel", {"settings": SMALL}),
-        "tensors": ({"net.safetensors": safetensors.numpy.save(state), **level}, "net.safetensors", small),
-        "npz": ({"net.npz": kept.getvalue()}, "net.npz", small),
-        "packed npz": ({"net.npz": archive.getvalue(), **level}, "net.npz", small),
-        "folder": ({**arrays, **level}, "", small),
+        "caffe": ({"net.caffemodel": caffemodel(blobs), **extras}, "net.caffemodel", {"settings": SMALL}),
+        "old caffe": ({"net.caffemodel": caffemodel(blobs, old=True), **extras}, "net.caffemodel", {"settings": SMALL}),
+        "tensors": ({"net.safetensors": safetensors.numpy.save(state), **class_file}, "net.safetensors", options),
+        "npz": ({"net.npz": npz.getvalue()}, "net.npz", options),
+        "packed npz": ({"net.npz": archive.getvalue(), **class_file}, "net.npz", options),
+        "folder": ({**arrays, **class_file}, "", options),
     }
 
 
 def _by_layer(network):
-    found = {}
+    arrays = {}
     for tower, letter in zip(network.towers, "ab"):
         for name, layer in tower.named_children():
             stem = name if name == "fc8" else f"{name}{letter}"
             weight = layer.weight.detach().numpy()
-            found[f"{stem}.weights"] = np.ascontiguousarray(weight.reshape(len(weight), -1).T)
-            found[f"{stem}.biases"] = layer.bias.detach().numpy()
-    return found
+            arrays[f"{stem}.weights"] = np.ascontiguousarray(weight.reshape(len(weight), -1).T)
+            arrays[f"{stem}.biases"] = layer.bias.detach().numpy()
+    return arrays
 
 
 def hostile_length(draws, contents):
@@ -88,8 +88,8 @@ def hostile_length(draws, contents):
     name = draws.choice(list(contents))
     content, value = contents[name], draws.choice(LENGTHS)
     at = draws.randrange(min(len(content), draws.choice((16, 200, 1 << 30))))
-    new = draws.choice((varint(value), (value % 2**64).to_bytes(8, "little"), (value % 2**32).to_bytes(4, "little")))
-    return name, content[:at] + new + content[at + draws.choice((0, 1, len(new))) :]
+    number = draws.choice((varint(value), (value % 2**64).to_bytes(8, "little"), (value % 2**32).to_bytes(4, "little")))
+    return name, content[:at] + number + content[at + draws.choice((0, 1, len(number))) :]
 
 
 def header(draws, contents):
@@ -108,28 +108,28 @@ def header(draws, contents):
 MUTATIONS = (flip, flip, cut, splice, swap, become_pickle, hostile_length, hostile_length, header)
 
 
-def check(folder, what, options, draws, kind):
+def check(folder, target, options, draws, kind):
     """Convert, and compare. Returns whether it was taken. Raises AssertionError where a rule is broken."""
-    source = folder / what if what else folder
+    source = folder / target if target else folder
     try:
-        found = convert(source, note=lambda line: None, **options)
+        network = convert(source, note=lambda line: None, **options)
     except UserError as error:
         assert str(error).startswith(str(folder)), f"the message doesn't begin with a path: {error}"
         assert "\n" not in str(error) and len(str(error)) < 1000, f"the message is no line: {str(error)[:2000]}"
         return False
-    expected = shapes.merged_shapes(found.recipe, len(found.classes))
-    assert {name: array.shape for name, array in found.weights.items()} == expected
-    assert all(array.dtype == np.float32 for array in found.weights.values())
+    expected = shapes.merged_shapes(network.recipe, len(network.classes))
+    assert {name: array.shape for name, array in network.weights.items()} == expected
+    assert all(array.dtype == np.float32 for array in network.weights.values())
     if kind == "tensors":
-        plain = safetensors.numpy.load(source.read_bytes())
-        assert all(np.array_equal(found.weights[name], plain[name].astype(np.float32)) for name in expected)
+        reference = safetensors.numpy.load(source.read_bytes())
+        assert all(np.array_equal(network.weights[name], reference[name].astype(np.float32)) for name in expected)
     elif kind.endswith("npz"):
         with zipfile.ZipFile(source) as archive:
-            plain = np.load(io.BytesIO(archive.read("fc8.weights.npy")), allow_pickle=False)
-        assert np.array_equal(found.weights["fc8.weight"], plain.T.astype(np.float32))
+            reference = np.load(io.BytesIO(archive.read("fc8.weights.npy")), allow_pickle=False)
+        assert np.array_equal(network.weights["fc8.weight"], reference.T.astype(np.float32))
     if draws.random() < 0.02:
         try:
-            write_run(folder / "out", found, "fuzz")
+            write_run(folder / "out", network, "fuzz")
         except UserError as error:
             assert "\n" not in str(error), error
         shutil.rmtree(folder / "out", ignore_errors=True)
@@ -138,31 +138,31 @@ def check(folder, what, options, draws, kind):
 
 def run(inputs, seed, only=None):
     """Convert `inputs` mutated files, or number `only` alone. Returns a `Result`."""
-    result, started, given = Result(), time.perf_counter(), originals()
+    result, start, cases = Result(), time.perf_counter(), originals()
     memory_backed = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory_backed) as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of NumPy, of numbers that overflow
         folders, peak = {}, None
-        for kind, (files, *_) in given.items():
+        for kind, (files, *_) in cases.items():
             folders[kind] = Path(place) / kind.replace(" ", "-")
             folders[kind].mkdir()
             for name, content in files.items():
                 (folders[kind] / name).write_bytes(content)
-            _, what, options = given[kind]
-            assert check(folders[kind], what, options, random.Random(0), kind), f"{kind} is refused as it is"
+            _, target, options = cases[kind]
+            assert check(folders[kind], target, options, random.Random(0), kind), f"{kind} is refused as it is"
         for number in range(inputs) if only is None else [only]:
-            draws, begun = random.Random(f"{seed} {number}"), time.perf_counter()
-            kind = draws.choice(list(given))
-            files, what, options = given[kind]
+            draws, input_start = random.Random(f"{seed} {number}"), time.perf_counter()
+            kind = draws.choice(list(cases))
+            files, target, options = cases[kind]
             # the weights, twice as often as what lies beside them
-            weighed = {name: content for name, content in files.items() if draws.random() < 0.7 or name == what}
+            candidates = {name: content for name, content in files.items() if draws.random() < 0.7 or name == target}
             mutation = draws.choice(MUTATIONS)
-            name, content = mutation(draws, weighed or files)
+            name, content = mutation(draws, candidates or files)
             for _ in range(draws.choice((0, 0, 1))):
                 name, content = draws.choice((flip, cut))(draws, {name: content or b"0"})
             (folders[kind] / name).write_bytes(content)
             try:
-                taken = check(folders[kind], what, options, draws, kind)
+                taken = check(folders[kind], target, options, draws, kind)
                 result.loaded += taken
                 result.refused += not taken
                 result.kinds[f"{kind}, {mutation.__name__}", "taken" if taken else "refused"] += 1
@@ -175,12 +175,12 @@ def run(inputs, seed, only=None):
                 if only is not None:
                     traceback.print_exc()
             (folders[kind] / name).write_bytes(files[name])
-            result.slowest = max(result.slowest, (time.perf_counter() - begun, number))
+            result.slowest = max(result.slowest, (time.perf_counter() - input_start, number))
             if number == WARM_UP:
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if peak:
         result.memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
-    result.seconds = time.perf_counter() - started
+    result.seconds = time.perf_counter() - start
     return result
 
 

@@ -77,24 +77,25 @@ def checkpoint_of(step, top1_error=None):
 def holds_what_it_should(directory):
     """The `State` of a checkpoint that was made by `checkpoint_of`. Raises UserError or AssertionError where it is
     another."""
-    found = checkpoint_format.load(directory)
-    state = found.state
-    made = checkpoint_of(state.step, state.validation and state.validation.top1_error)
-    assert state == made.state and checkpoints.step_of(f"step_{directory.name[-8:]}") == state.step, directory
+    checkpoint = checkpoint_format.load(directory)
+    state = checkpoint.state
+    original = checkpoint_of(state.step, state.validation and state.validation.top1_error)
+    assert state == original.state and checkpoints.step_of(f"step_{directory.name[-8:]}") == state.step, directory
     for part in ("weights", "velocity", "statistics"):
         a, b = (
-            value if isinstance(value, dict) else vars(value) for value in (getattr(found, part), getattr(made, part))
+            value if isinstance(value, dict) else vars(value)
+            for value in (getattr(checkpoint, part), getattr(original, part))
         )
         assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a), f"{directory}: {part}"
     return state
 
 
 class Watched:
-    """Stands in for the `os` of `durable_files`: says in `shared` which system call is being made; dies at number `at`
+    """Stands in for the `os` of `durable_files`: says in `shm` which system call is being made; dies at number `at`
     of the changing ones."""
 
-    def __init__(self, shared, at=None):
-        self.shared, self.left = shared, at
+    def __init__(self, shm, at=None):
+        self.shm, self.left = shm, at
 
     def __getattr__(self, name):
         original = getattr(os, name)
@@ -102,7 +103,7 @@ class Watched:
             return original
 
         def call(*arguments, **options):
-            self.shared[CALL] = 1 + CALLS.index(name)
+            self.shm[CALL] = 1 + CALLS.index(name)
             if self.left is not None and name in CHANGING:
                 self.left -= 1
                 if self.left < 0:
@@ -112,7 +113,7 @@ class Watched:
             try:
                 return original(*arguments, **options)
             finally:
-                self.shared[CALL] = 0
+                self.shm[CALL] = 0
 
         return call
 
@@ -131,50 +132,50 @@ def forked(work):
         os._exit(1)
 
 
-def save_without_end(run, step, shared):
+def save_without_end(run, step, shm):
     while True:
         for top1_error in (None, 50.0 + step % 7)[: 1 + step % 2]:
-            shared[STAGE] = STAGES.index("put")
+            shm[STAGE] = STAGES.index("put")
             checkpoints.put(run, checkpoint_of(step, top1_error))
-            shared[STAGE] = STAGES.index("between")
-            shared[REPORTED] = (2 * step + (top1_error is not None)).to_bytes(8, "little")
-            shared[STAGE] = STAGES.index("prune")
+            shm[STAGE] = STAGES.index("between")
+            shm[REPORTED] = (2 * step + (top1_error is not None)).to_bytes(8, "little")
+            shm[STAGE] = STAGES.index("prune")
             checkpoints.prune(run, KEEP)
-            shared[STAGE] = STAGES.index("between")
+            shm[STAGE] = STAGES.index("between")
         step += 1
 
 
-def killed_while_saving(run, step, shared, choose, seconds):
+def killed_while_saving(run, step, shm, choose, seconds):
     """Start a process that saves from a step on, kill it, and return where it was: (stage, system call)."""
     at = choose.randrange(MOST_CALLS) if choose.random() < 0.5 else None
-    shared[STAGE] = shared[CALL] = 0
+    shm[STAGE] = shm[CALL] = 0
 
     def work():
-        durable_files.os = Watched(shared, at)
-        save_without_end(run, step, shared)
+        durable_files.os = Watched(shm, at)
+        save_without_end(run, step, shm)
 
     process = forked(work)
     if at is None:
         time.sleep(choose.uniform(0, seconds))
         os.kill(process, signal.SIGKILL)
-    return _where(process, shared)
+    return _where(process, shm)
 
 
-def killed_while_recovering(run, shared, choose):
+def killed_while_recovering(run, shm, choose):
     """The same for what the next start does first; (stage, call), or None where it was done before the kill came."""
-    shared[STAGE], shared[CALL] = STAGES.index("recover"), 0
+    shm[STAGE], shm[CALL] = STAGES.index("recover"), 0
 
     def work():
-        durable_files.os = Watched(shared, choose.randrange(6))
+        durable_files.os = Watched(shm, choose.randrange(6))
         checkpoints.recover(run)
 
-    return _where(forked(work), shared)
+    return _where(forked(work), shm)
 
 
-def _where(process, shared):
+def _where(process, shm):
     status = os.waitpid(process, 0)[1]
     if os.WIFSIGNALED(status):
-        return STAGES[shared[STAGE]], CALLS[shared[CALL] - 1] if shared[CALL] else "none"
+        return STAGES[shm[STAGE]], CALLS[shm[CALL] - 1] if shm[CALL] else "none"
     assert status == 0, f"a process that saves ended by itself, with status {status}"
     return None
 
@@ -182,28 +183,28 @@ def _where(process, shared):
 def kill_saves(run, kills, seed):
     """Kill and look, `kills` times: (where the kills fell, what was lost, how many first kills left a name of no
     checkpoint)."""
-    choose, shared, fell, lost, debris, step = random.Random(seed), mmap.mmap(-1, 16), Counter(), [], 0, 1
+    choose, shm, places, losses, debris, step = random.Random(seed), mmap.mmap(-1, 16), Counter(), [], 0, 1
     start = time.perf_counter()
     checkpoints.put(run, checkpoint_of(0))
     seconds = 3 * (time.perf_counter() - start) + 0.01  # a few saves, and the start of the process
-    while fell.total() < kills:
-        fell[killed_while_saving(run, step, shared, choose, seconds)] += 1
-        reported = int.from_bytes(shared[REPORTED], "little")
+    while places.total() < kills:
+        places[killed_while_saving(run, step, shm, choose, seconds)] += 1
+        report = int.from_bytes(shm[REPORTED], "little")
         debris += any(name.startswith(".") for name in os.listdir(run / checkpoints.CHECKPOINTS))
-        if fell.total() < kills and choose.random() < 1 / 3:
-            where = killed_while_recovering(run, shared, choose)
-            fell.update([where] if where else [])
+        if places.total() < kills and choose.random() < 1 / 3:
+            place = killed_while_recovering(run, shm, choose)
+            places.update([place] if place else [])
         checkpoints.recover(run)
         try:
             states = [holds_what_it_should(directory) for directory in checkpoints.listing(run).values()]
             newest = 2 * states[-1].step + states[-1].validated
-            assert newest >= reported, f"the newest is of step {newest // 2}, {reported // 2} was reported complete"
+            assert newest >= report, f"the newest is of step {newest // 2}, {report // 2} was reported complete"
             names = [name for name in os.listdir(run / checkpoints.CHECKPOINTS) if checkpoints.step_of(name) is None]
             assert not names, f"left after the recovery: {names}"
         except (AssertionError, ValueError, IndexError) as error:  # UserError is a ValueError
-            lost.append(f"kill {fell.total()}: {error!r}")
+            losses.append(f"kill {places.total()}: {error!r}")
         step = max(checkpoints.listing(run), default=step) + 1
-    return fell, lost, debris
+    return places, losses, debris
 
 
 def main(arguments=None):
@@ -217,17 +218,17 @@ def main(arguments=None):
     torch.set_num_threads(1)  # a forked process has no other threads
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=options.directory) as run:
-        fell, lost, debris = kill_saves(Path(run), options.kills, options.seed)
+        places, losses, debris = kill_saves(Path(run), options.kills, options.seed)
     for stage in STAGES:
-        calls = {call: count for (where, call), count in fell.most_common() if where == stage}
+        calls = {call: count for (place, call), count in places.most_common() if place == stage}
         print(f"{stage:8} {sum(calls.values()):6,}  " + ", ".join(f"{call} {count}" for call, count in calls.items()))
-    for line in lost[:20]:
+    for line in losses[:20]:
         print(line)
     print(
-        f"{fell.total():,} kills in {time.perf_counter() - start:.0f} s; {debris:,} left something half done; "
-        f"lost checkpoints: {len(lost)}"
+        f"{places.total():,} kills in {time.perf_counter() - start:.0f} s; {debris:,} left something half done; "
+        f"lost checkpoints: {len(losses)}"
     )
-    return 1 if lost else 0
+    return 1 if losses else 0
 
 
 if __name__ == "__main__":

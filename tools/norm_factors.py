@@ -38,32 +38,32 @@ def main(arguments=None):
 @torch.inference_mode()
 def norm_factors(run, data=None, most=1_000_000):
     """{"conv1 lrn": factors of at most `most` outputs that are not 0, (n,) float32} of the run's first tower."""
-    (opened,) = open_runs([run], data, gpus="cpu", kernels="reference", pipeline="torch", workers=0)
+    (test_run,) = open_runs([run], data, gpus="cpu", kernels="reference", pipeline="torch", workers=0)
     network, _ = load_run(run, "cpu", "reference")
-    found = {}
+    factors = {}
     for name, module in network.towers[0].named_children():
         if NORMS & set(module.layer.then):
             module.register_forward_pre_hook(
-                lambda module, inputs, name=name: found.update(_of_layer(name, module, inputs[0], most))
+                lambda module, inputs, name=name: factors.update(_of_layer(name, module, inputs[0], most))
             )
-    with closing(opened.pipeline.views("val", 256, centre_view(network.recipe))) as batches:
+    with closing(test_run.pipeline.views("val", 256, centre_view(network.recipe))) as batches:
         (towers,), _ = next(iter(batches))
         network(*towers)
-    if not found:
+    if not factors:
         raise UserError(f"{run}: no layer of its network is normalised")
-    return found
+    return factors
 
 
 def _of_layer(name, module, x, most):
-    recipe, x, found = module.recipe, module._convolve(x, module.weight, module.bias), {}
+    recipe, x, factors = module.recipe, module._convolve(x, module.weight, module.bias), {}
     for operation in module.layer.then:
-        before, x = x, module._compute((operation,), x, None)
+        inputs, x = x, module._compute((operation,), x, None)
         if operation in NORMS:
             constant = recipe.lrn_k**recipe.lrn_beta if operation == "lrn" else recipe.spatial_k**recipe.spatial_beta
-            there = before != 0
-            factors = constant * x[there] / before[there]
-            found[f"{name} {operation}"] = factors[:: -(-len(factors) // most)] if len(factors) else factors.new_ones(1)
-    return found
+            nonzero = inputs != 0
+            ratios = constant * x[nonzero] / inputs[nonzero]
+            factors[f"{name} {operation}"] = ratios[:: -(-len(ratios) // most)] if len(ratios) else ratios.new_ones(1)
+    return factors
 
 
 if __name__ == "__main__":

@@ -89,12 +89,12 @@ def main(arguments=None):
     return 0 if same else 1
 
 
-def give_library(tree, other):
+def give_library(tree, checkout):
     """The compiled kernels for another checkout: the tree's own, or built in both if sources or flags differ."""
-    if (tree / LIBRARY).exists() and _sources(tree) == _sources(other):
-        shutil.copy2(tree / LIBRARY, other / LIBRARY)
+    if (tree / LIBRARY).exists() and _sources(tree) == _sources(checkout):
+        shutil.copy2(tree / LIBRARY, checkout / LIBRARY)
         return
-    for place in (tree, other):
+    for place in (tree, checkout):
         print(f"building the compiled kernels in {place}", flush=True)
         subprocess.run(
             [sys.executable, "setup.py", "build_ext", "--inplace"], cwd=place, check=True, stdout=subprocess.DEVNULL
@@ -116,8 +116,8 @@ def environment(tree, place):
     """
     venv.create(place, symlinks=True)
     (packages,) = Path(place).glob("lib/python*/site-packages")
-    others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    (packages / "others.pth").write_text("".join(f"{path}\n" for path in others), encoding="utf-8")
+    paths = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "others.pth").write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
     (packages / "tree_finder.py").write_text(FINDER.format(tree=str(tree)), encoding="utf-8")
     (packages / "tree_finder.pth").write_text("import tree_finder\n", encoding="utf-8")
     return Path(place) / "bin" / "python"
@@ -132,29 +132,31 @@ def numbers(tree, probe, work, side, only=()):
     python = environment(tree, place)
     room.mkdir()
     print(f"computing with {tree}", flush=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRITON"))}
-    here = {"PYTHONPATH": str(probe.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([python, "-P", "-m", probe.stem, file, *only], cwd=room, env=kept | here)
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRITON"))}
+    settings = {"PYTHONPATH": str(probe.parent), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run([python, "-P", "-m", probe.stem, file, *only], cwd=room, env=variables | settings)
     shutil.rmtree(place)
     room.rename(work / side)
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    wanted = [str(tree / "alexnet_mp"), str(tree / "kernels")]
-    if found and (imported := found.pop("imported")) != wanted:
-        sys.exit(f"the code came from {imported} instead of {wanted}; nothing was compared")
+    digests = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    sources = [str(tree / "alexnet_mp"), str(tree / "kernels")]
+    if digests and (origins := digests.pop("imported")) != sources:
+        sys.exit(f"the code came from {origins} instead of {sources}; nothing was compared")
     # A name that the other side has not: what failed is never the same, even if it failed on both.
-    return found | ({f"the whole probe ({side})": "failed"} if done.returncode else {})
+    return digests | ({f"the whole probe ({side})": "failed"} if process.returncode else {})
 
 
 def compare(before, after, names=("before", "after")):
     """(lines, whether all is the same) of two {name: digest}: a line a value, and one that counts."""
-    lines, wrong = [], 0
+    lines, differences = [], 0
     for name in dict.fromkeys([*before, *after]):
-        missing = [side for side, values in zip(names, (before, after)) if name not in values]
-        same = not missing and before[name] == after[name]
-        wrong += not same
-        lines.append(f"{'same   ' if same else 'DIFFERS'}  {name}" + "".join(f" (missing: {side})" for side in missing))
-    what = f"{wrong} of {len(lines)} values differ" if wrong else f"{len(lines)} values, all the same"
-    return [*lines, what if lines else "no value at all"], bool(lines) and not wrong
+        missing_sides = [side for side, values in zip(names, (before, after)) if name not in values]
+        same = not missing_sides and before[name] == after[name]
+        differences += not same
+        lines.append(
+            f"{'same   ' if same else 'DIFFERS'}  {name}" + "".join(f" (missing: {side})" for side in missing_sides)
+        )
+    summary = f"{differences} of {len(lines)} values differ" if differences else f"{len(lines)} values, all the same"
+    return [*lines, summary if lines else "no value at all"], bool(lines) and not differences
 
 
 def _git(*arguments, check=False):

@@ -35,8 +35,8 @@ LINKS = {
 def towers(recipe: Recipe, batch: float) -> float:
     """Bytes that cross in the busier direction of a step of so many images."""
     # The ledger is in proportion to the images.
-    one = crossings(recipe, 1)
-    return batch * max(sum(size for _, way, _, size in one if way == direction) for direction in ("a->b", "b->a"))
+    ledger = crossings(recipe, 1)
+    return batch * max(sum(size for _, way, _, size in ledger if way == direction) for direction in ("a->b", "b->a"))
 
 
 def ring(parameters: int, devices: int) -> float:
@@ -52,36 +52,36 @@ def owt(recipe: Recipe, batch: int, count: int) -> float:
     devices, layers = 2 * count, sizes(recipe)
     convolutions = sum(recipe.towers * size.parameters for size in layers if size.layer.kind != "fc")
     # What the fully connected layers read, of one image: the last maps, then units; gradients return.
-    read, before = 0, None
+    inputs, predecessor = 0, None
     for size in layers:
         if size.layer.kind == "fc":
-            channels, height, width = before.output
-            read += recipe.towers * channels * height * width
-        before = size
+            channels, height, width = predecessor.output
+            inputs += recipe.towers * channels * height * width
+        predecessor = size
     # A device has 1/n of all that is read, by images or by units, and sends it to the n - 1 others; 1/n of the sums.
-    own = batch / devices * (2 * read + before.output[0]) * BYTES_FP32
-    return ring(convolutions, devices) + (devices - 1) * own
+    own_bytes = batch / devices * (2 * inputs + predecessor.output[0]) * BYTES_FP32
+    return ring(convolutions, devices) + (devices - 1) * own_bytes
 
 
 def table(recipe: Recipe, batch: int, counts: list[int]) -> list[str]:
     """Lines of Markdown: bytes; then, of each link, the time and the step time from which it pays."""
-    one = towers(recipe, batch)
-    sent = {
+    pair_bytes = towers(recipe, batch)
+    traffic = {
         count: {"pairs": pairs(recipe, batch, count), "owt": owt(recipe, batch, count)}
         if count > 1
-        else {"towers": one}
+        else {"towers": pair_bytes}
         for count in counts
     }
     lines = ["| pairs | scheme | MB a step | " + " | ".join(LINKS) + " |", "|---|---|---:|" + "---:|" * len(LINKS)]
-    for count, schemes in sent.items():
+    for count, schemes in traffic.items():
         for scheme, size in schemes.items():
             cells = []
             for rate in LINKS.values():
-                seconds, alone = size / rate, one / rate
+                seconds, pair_seconds = size / rate, pair_bytes / rate
                 text = f"{1e3 * seconds:,.2f} ms"
                 if count > 1:
-                    needed = (seconds - alone) * count / (count - 1)
-                    text += f"; pays from {1e3 * needed:,.2f} ms" if needed > 0 else "; always pays"
+                    break_even = (seconds - pair_seconds) * count / (count - 1)
+                    text += f"; pays from {1e3 * break_even:,.2f} ms" if break_even > 0 else "; always pays"
                 cells.append(text)
             lines.append(f"| {count} | {scheme} | {size / 1e6:,.1f} | {' | '.join(cells)} |")
     return lines

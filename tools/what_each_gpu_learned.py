@@ -48,30 +48,30 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             _write(path, measure(directory, options))
         networks.append((directory, json.loads(path.read_text(encoding="utf-8"))))
-    for some in across.arms(networks):
-        path = across.path_of(folder, some)
-        if across.has(path, some, options.pictures):
+    for group in across.arms(networks):
+        path = across.path_of(folder, group)
+        if across.has(path, group, options.pictures):
             say(f"{path} is there")
         else:
-            durable_files.replace(path, as_json(across.measure_across(some, options)).encode())
+            durable_files.replace(path, as_json(across.measure_across(group, options)).encode())
             say(f"wrote {path}")
-    records, of_seeds = read_all(folder)
+    records, comparisons = read_all(folder)
     if not records:
         raise UserError(f"{folder} has no records, and no run was named")
     if not options.records_only:
         own = folder.resolve() == FOLDER
-        shown, figure = (PAGE, FIGURE) if own else (folder / PAGE.name, folder / FIGURE.name)
-        durable_files.replace(shown, page(records, of_seeds).encode())
+        page_path, figure = (PAGE, FIGURE) if own else (folder / PAGE.name, folder / FIGURE.name)
+        durable_files.replace(page_path, page(records, comparisons).encode())
         # light alone: a page of Markdown is shown on one background or the other
         draw(records).savefig(figure, dpi=100, facecolor="white", metadata={"Software": None})
-        say(f"wrote {shown} and {figure} from {len(records)} records")
+        say(f"wrote {page_path} and {figure} from {len(records)} records")
     return 0
 
 
 def _write(path, record):
     """Write a network's record, in the place of one of the same network alone."""
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else record
-    if any(before.get(name) != record[name] for name in ("recipe", "arm", "seed", "data")):
+    old_record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else record
+    if any(old_record.get(name) != record[name] for name in ("recipe", "arm", "seed", "data")):
         raise UserError(f"{path} is the record of another run of this name; rename one of them")
     durable_files.replace(path, as_json(record).encode())
     say(f"wrote {path}")
@@ -81,8 +81,8 @@ def _is_there(path, directory, options):
     if not path.exists():
         return False
     record = json.loads(path.read_text(encoding="utf-8"))
-    same = (record.get(name) for name in ("format", "pictures", "deals", "weights"))
-    return tuple(same) == (FORMAT, options.pictures, options.deals, digest(directory))
+    fields = (record.get(name) for name in ("format", "pictures", "deals", "weights"))
+    return tuple(fields) == (FORMAT, options.pictures, options.deals, digest(directory))
 
 
 def _parser():

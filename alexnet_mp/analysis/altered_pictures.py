@@ -1,11 +1,11 @@
 """Pictures from which something was taken, to see who needs it: their colours, their brightness, their fine or coarse
 structure, all hues but one.
 
-A pixel's luminance is the mean of its three colours, its chroma what is left of it without the luminance: as the
-chroma of kernels (`first_layer.chroma_and_energy`). So luminance and chroma are orthogonal, and each can be kept while
-the other is changed. Everything is computed in float64 and rounded to grey levels at the end. Where a chroma would
-leave 0 to 255 at its luminance, it is made smaller by a factor, the same for its three colours, that just fits it in:
-hue and luminance stay.
+A pixel's luminance is the mean of its three colours. Its chroma is what is left without the luminance, as with kernels
+(`first_layer.chroma_and_energy`). So luminance and chroma are orthogonal, and each can be kept while the other is
+changed. Everything is computed in float64 and rounded to grey levels at the end. Where a chroma would leave 0 to 255 at
+its luminance, it is made smaller by a factor, the same for its three colours, that just fits it in: hue and luminance
+stay.
 
 All functions take stored pictures (N, size, size, 3) uint8 and return such."""
 
@@ -48,21 +48,21 @@ def shuffled_colour(pictures: np.ndarray) -> np.ndarray:
     no place that means anything. The same deal for every picture of a size."""
     luminance, chroma = _parts(pictures)
     count = luminance[0].size
-    dealt = chroma.reshape(len(chroma), count, 3)[:, np.random.default_rng(count).permutation(count)]
-    return _picture(luminance, dealt.reshape(chroma.shape))
+    shuffle = chroma.reshape(len(chroma), count, 3)[:, np.random.default_rng(count).permutation(count)]
+    return _picture(luminance, shuffle.reshape(chroma.shape))
 
 
 def low_frequencies(pictures: np.ndarray) -> np.ndarray:
     """What a Gaussian low-pass lets through: a grating of f cycles per picture keeps 2 ** -(f / `CUTOFF`) ** 2 of its
     amplitude. Beyond its edges the picture is mirrored. The mean colour stays."""
-    return _rounded(_low(pictures))
+    return _grey_levels(_low_pass(pictures))
 
 
 def high_frequencies(pictures: np.ndarray) -> np.ndarray:
     """What that filter doesn't let through, around the picture's mean luminance: a grating of f cycles keeps 1 - 2 **
     -(f / `CUTOFF`) ** 2 of its amplitude."""
     luminance, _ = _parts(pictures)
-    return _rounded(pictures - _low(pictures) + luminance.mean((1, 2), keepdims=True))
+    return _grey_levels(pictures - _low_pass(pictures) + luminance.mean((1, 2), keepdims=True))
 
 
 def one_hue(pictures: np.ndarray, hue: str) -> np.ndarray:
@@ -76,7 +76,7 @@ def one_hue(pictures: np.ndarray, hue: str) -> np.ndarray:
     direction -= direction.mean()
     direction /= np.abs(direction).max()  # then its other two entries are half as large, of all hues
     size = np.sqrt(np.einsum("nyxc,nyxc->nyx", chroma, chroma)[..., None] / 1.5)
-    return _rounded(luminance + np.minimum(size, np.minimum(luminance, 255 - luminance)) * direction)
+    return _grey_levels(luminance + np.minimum(size, np.minimum(luminance, 255 - luminance)) * direction)
 
 
 ALTERATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -99,16 +99,16 @@ def _parts(pictures):
 
 def _fit(luminance, chroma):
     """(N, S, S, 1): the largest factor up to 1 of each chroma that stays within 0 to 255."""
-    fits = np.where(chroma > 0, 255 - luminance, luminance) / np.maximum(np.abs(chroma), 1e-9)
-    return np.minimum(1, np.minimum(np.minimum(fits[..., :1], fits[..., 1:2]), fits[..., 2:]))
+    factors = np.where(chroma > 0, 255 - luminance, luminance) / np.maximum(np.abs(chroma), 1e-9)
+    return np.minimum(1, np.minimum(np.minimum(factors[..., :1], factors[..., 1:2]), factors[..., 2:]))
 
 
 def _picture(luminance, chroma):
     chroma = np.broadcast_to(chroma, (*luminance.shape[:3], 3))
-    return _rounded(luminance + _fit(luminance, chroma) * chroma)
+    return _grey_levels(luminance + _fit(luminance, chroma) * chroma)
 
 
-def _low(pictures):
+def _low_pass(pictures):
     from scipy import ndimage  # imported late: it takes half a second
 
     # A Gaussian of deviation s pixels has the transfer exp(-2 pi^2 s^2 f^2), f in cycles per pixel.
@@ -116,5 +116,5 @@ def _low(pictures):
     return ndimage.gaussian_filter(pictures.astype(np.float64), deviation, axes=(1, 2), mode="reflect")
 
 
-def _rounded(pictures):
+def _grey_levels(pictures):
     return np.rint(pictures).clip(0, 255).astype(np.uint8)

@@ -46,17 +46,17 @@ def kernel_picture(
         f"tower {'ab'[tower]}: {what}, share of chroma {share:.2f}"
         for tower, share in enumerate(chroma_shares(weights, towers))
     ]
-    above = [] if name is None else [name + _apart(weights, towers)]
+    header = [] if name is None else [name + _split_p_in_words(weights, towers)]
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    width = max(columns * cell, *(int(pen.textlength(line, font_size=13)) + 1 + GAP for line in above + names))
-    panel, first = rows * cell + GAP, TITLE * len(above)
-    image = Image.new("RGB", (width + GAP, first + towers * (TITLE + panel)), "white")
+    width = max(columns * cell, *(int(pen.textlength(line, font_size=13)) + 1 + GAP for line in header + names))
+    panel, header_height = rows * cell + GAP, TITLE * len(header)
+    image = Image.new("RGB", (width + GAP, header_height + towers * (TITLE + panel)), "white")
     pen = ImageDraw.Draw(image)
-    for line in above:
+    for line in header:
         pen.text((GAP, 5), line, fill="black", font_size=13)
     panels = kernel_tiles(weights, towers, scale, by_colour, columns)
     for tower, (line, tiles) in enumerate(zip(names, panels)):
-        top = first + tower * (TITLE + panel)
+        top = header_height + tower * (TITLE + panel)
         pen.text((GAP, top + 5), line, fill="black", font_size=13)
         image.paste(tiles, (GAP, top + TITLE), tiles)
     return image
@@ -71,12 +71,12 @@ def kernel_tiles(
 ) -> list[Image.Image]:
     """The kernels of each tower as a Pillow image without words, so many a row, transparent between them: for a page
     whose colours are not known. See `kernel_picture`."""
-    scaled = _standardised(weights) if scale == "kernel" else weights
-    parts = np.split(scaled, towers) if scale == "tower" else [scaled]
+    kernels = _z_scores(weights) if scale == "kernel" else weights
+    parts = np.split(kernels, towers) if scale == "tower" else [kernels]
     pixels = np.concatenate([pixels_of(part) for part in parts])
     towers_maps = np.split(np.arange(len(weights)), towers)
-    ordered = [greyest_first(weights, chosen) if by_colour else chosen for chosen in towers_maps]
-    return [grid(pixels[chosen], min(columns, len(chosen)), SCALE, GAP) for chosen in ordered]
+    orders = [greyest_first(weights, numbers) if by_colour else numbers for numbers in towers_maps]
+    return [grid(pixels[order], min(columns, len(order)), SCALE, GAP) for order in orders]
 
 
 def grid(pixels: np.ndarray, columns: int, scale: int, gap: int) -> Image.Image:
@@ -87,12 +87,12 @@ def grid(pixels: np.ndarray, columns: int, scale: int, gap: int) -> Image.Image:
     image = Image.new("RGBA", (columns * cell - gap, -(-count // columns) * cell - gap))
     for place, kernel in enumerate(pixels):
         row, column = divmod(place, columns)
-        enlarged = Image.fromarray(kernel).resize((side * scale, side * scale), Image.Resampling.NEAREST)
-        image.paste(enlarged, (column * cell, row * cell))
+        tile = Image.fromarray(kernel).resize((side * scale, side * scale), Image.Resampling.NEAREST)
+        image.paste(tile, (column * cell, row * cell))
     return image
 
 
-def _apart(weights, towers):
+def _split_p_in_words(weights, towers):
     """How often random halves have shares of chroma as far apart as the two towers'; nothing of one tower."""
     if towers != 2 or not np.isfinite(weights).all():
         return ""
@@ -105,26 +105,26 @@ def pixels_of(weights: np.ndarray) -> np.ndarray:
     return np.rint((weights - low) / max(high - low, 1e-30) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def _standardised(weights):
+def _z_scores(weights):
     """Each kernel with mean 0 and variance 1, float64; a constant one is 0."""
-    centred = weights.astype(np.float64)
-    centred -= centred.mean((1, 2, 3), keepdims=True)
-    deviation = centred.std((1, 2, 3), keepdims=True)
-    largest = np.abs(weights).max((1, 2, 3), keepdims=True)
-    varies = deviation > 1e-12 * largest  # less is rounding
-    return np.where(varies, centred / np.where(varies, deviation, 1), 0)
+    kernels = weights.astype(np.float64)
+    kernels -= kernels.mean((1, 2, 3), keepdims=True)
+    deviation = kernels.std((1, 2, 3), keepdims=True)
+    maxima = np.abs(weights).max((1, 2, 3), keepdims=True)
+    varies = deviation > 1e-12 * maxima  # less is rounding
+    return np.where(varies, kernels / np.where(varies, deviation, 1), 0)
 
 
-def greyest_first(weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def greyest_first(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """The numbers of kernels, (m,), by their share of chroma. weights: (maps, 3, k, k)."""
-    chroma, energy = chroma_and_energy(weights[chosen])
-    return chosen[np.argsort(chroma / np.maximum(energy, 1e-300), kind="stable")]
+    chroma, energy = chroma_and_energy(weights[numbers])
+    return numbers[np.argsort(chroma / np.maximum(energy, 1e-300), kind="stable")]
 
 
 def draw_kernels(kernels: torch.Tensor, network: TwoTowerAlexNet, run: str | Path) -> Path:
     """Write `conv1_kernels.png` into the run's directory and return its path. kernels: all towers', (maps, 3, K, K)."""
-    first = network.recipe.layers[0]
+    layer = network.recipe.layers[0]
     path = Path(run) / "conv1_kernels.png"
-    name = f"{path.resolve().parent.name}, {first.name} after step {network.step:,}"
+    name = f"{path.resolve().parent.name}, {layer.name} after step {network.step:,}"
     kernel_picture(kernels.float().numpy(), network.recipe.towers, name=name).save(path)
     return path

@@ -79,23 +79,23 @@ def guesses(
     with closing(pipeline.views(split, batch_size, views)) as batches_of_views:
         for batches, labels in batches_of_views:
             # (views, n, classes)
-            each = torch.stack([network(*towers).double().softmax(1) for towers in batches]).cpu()
-            parts.append(guesses_of_batch(each, labels.cpu(), views))
+            distributions = torch.stack([network(*towers).double().softmax(1) for towers in batches]).cpu()
+            parts.append(guesses_of_batch(distributions, labels.cpu(), views))
             advance(len(labels))
-    joined = [torch.cat(each).numpy() for each in zip(*parts)]
-    return Guesses(*joined, _places(views).index(centre_view(pipeline.recipe)[0][:2]))
+    fields = [torch.cat(field).numpy() for field in zip(*parts)]
+    return Guesses(*fields, _places(views).index(centre_view(pipeline.recipe)[0][:2]))
 
 
 def guesses_of_batch(
-    each: torch.Tensor, labels: torch.Tensor, views: Sequence[tuple[int, int, bool]]
+    distributions: torch.Tensor, labels: torch.Tensor, views: Sequence[tuple[int, int, bool]]
 ) -> tuple[torch.Tensor, ...]:
     """The first five fields of `Guesses`, as tensors that hold nothing of the size of all classes.
 
-    each: (views, n, classes) float64 probabilities; labels: (n,) int64; views: [(top, left, flip)].
+    distributions: (views, n, classes) float64 probabilities; labels: (n,) int64; views: [(top, left, flip)].
     """
-    probabilities, top = each.mean(0).sort(dim=1, descending=True, stable=True)
-    known = labels.clamp(min=0)
-    of_label = each.gather(2, known[None, :, None].expand(len(views), -1, 1))[:, :, 0]  # (views, n)
+    probabilities, top = distributions.mean(0).sort(dim=1, descending=True, stable=True)
+    indices = labels.clamp(min=0)
+    of_label = distributions.gather(2, indices[None, :, None].expand(len(views), -1, 1))[:, :, 0]  # (views, n)
     places = torch.stack([of_label[[view[:2] == place for view in views]].mean(0) for place in _places(views)], 1)
     own = of_label.mean(0)
     own[labels < 0], places[labels < 0] = torch.nan, torch.nan
@@ -106,7 +106,7 @@ def _places(views):
     return list(dict.fromkeys(view[:2] for view in views))
 
 
-def examples(found: Guesses) -> list[tuple[str, str, list[int]]]:
+def examples(predictions: Guesses) -> list[tuple[str, str, list[int]]]:
     """[(heading, why these, indices)]: which pictures to show of each sort, at most `EACH`, the foremost first, and
     none twice.
 
@@ -114,27 +114,33 @@ def examples(found: Guesses) -> list[tuple[str, str, list[int]]]:
 
     Without labels only what is sure and what is ambiguous can be told.
     """
-    shown, result = set(), []
+    picks, groups = set(), []
 
     def take(heading, why, none, scores, among):
         order = np.argsort(-scores, kind="stable")
-        chosen = [int(index) for index in order if among[index] and index not in shown][:EACH]
-        shown.update(chosen)
-        result.append((heading, why if chosen else f"{none} among them.", chosen))
+        indices = [int(index) for index in order if among[index] and index not in picks][:EACH]
+        picks.update(indices)
+        groups.append((heading, why if indices else f"{none} among them.", indices))
 
-    right = found.top[:, 0] == found.labels
-    first, second = found.probabilities[:, 0], found.probabilities[:, 1]
-    third = found.probabilities[:, 2] if found.probabilities.shape[1] > 2 else np.zeros(len(found))
-    if (found.labels >= 0).all():
+    right = predictions.top[:, 0] == predictions.labels
+    first, second = predictions.probabilities[:, 0], predictions.probabilities[:, 1]
+    third = predictions.probabilities[:, 2] if predictions.probabilities.shape[1] > 2 else np.zeros(len(predictions))
+    if (predictions.labels >= 0).all():
         take("Best", "Right, and the surest of all.", "No right answer is", first, right)
-        take("Worst", "Wrong, and the true class has the lowest probability.", "No wrong answer is", -found.own, ~right)
-        farther = found.places.max(1) - found.places[:, found.centre]
+        take(
+            "Worst",
+            "Wrong, and the true class has the lowest probability.",
+            "No wrong answer is",
+            -predictions.own,
+            ~right,
+        )
+        gain = predictions.places.max(1) - predictions.places[:, predictions.centre]
         take(
             "Off-centre",
             "Right, and one crop beside the centre sees far more of the class than the centre does.",
             "No picture that one crop beside the centre tells far better than the centre is",
-            farther,
-            right & (farther > FAR),
+            gain,
+            right & (gain > FAR),
         )
     else:
         take(
@@ -142,7 +148,7 @@ def examples(found: Guesses) -> list[tuple[str, str, list[int]]]:
             "The highest probability of all; nobody knows the true classes.",
             "Nothing is",
             first,
-            np.ones(len(found), bool),
+            np.ones(len(predictions), bool),
         )
     take(
         "Ambiguous",
@@ -151,7 +157,7 @@ def examples(found: Guesses) -> list[tuple[str, str, list[int]]]:
         2 * second - first - third,
         (second >= CLOSE * first) & (third < CLOSE * first),
     )
-    return result
+    return groups
 
 
 def draw_example(picture: np.ndarray, title: str, bars: Sequence[tuple[str, float, bool | np.bool_]]) -> "Figure":
@@ -188,12 +194,12 @@ def told_apart(classes: Sequence[str], names: Sequence[str], length: int = LETTE
     become "crane (n02012849)" and "crane (n03126707)".
 
     classes: as the data set calls them; names: in words; length: the letters that the figure has room for."""
-    shown = [unicodedata.normalize("NFC", short_name(name, length)) for name in names]  # accents look the same
-    same, result = Counter(shown), []
-    for number, (label, name, short) in enumerate(zip(classes, names, shown, strict=True), start=1):
+    forms = [unicodedata.normalize("NFC", short_name(name, length)) for name in names]  # accents look the same
+    counts, texts = Counter(forms), []
+    for number, (label, name, form) in enumerate(zip(classes, names, forms, strict=True), start=1):
         mark = f" ({label})" if len(label) <= 10 and label != name else f" (class {number})"
-        result.append(name if same[short] == 1 else short_name(name, length - len(mark)) + mark)
-    return result
+        texts.append(name if counts[form] == 1 else short_name(name, length - len(mark)) + mark)
+    return texts
 
 
 def short_name(name: str, length: int = LETTERS) -> str:
@@ -208,8 +214,8 @@ def short_name(name: str, length: int = LETTERS) -> str:
 def one_of_each_class(labels: np.ndarray) -> list[int]:
     """`QUERIES` pictures of as many classes as there are, spread over the classes: the first of each."""
     classes = np.unique(labels)
-    chosen = classes[evenly(len(classes), QUERIES)]
-    return [int(np.flatnonzero(labels == label)[0]) for label in chosen]
+    sample = classes[evenly(len(classes), QUERIES)]
+    return [int(np.flatnonzero(labels == label)[0]) for label in sample]
 
 
 def nearest_pictures(
@@ -220,19 +226,19 @@ def nearest_pictures(
 
     queries: of all validation pictures. searches: [(what they go by, `Search`)]. dataset: the pictures themselves.
     names: of the classes."""
-    query = Features(*(each[number : number + 1] for each in (queries.hidden, queries.pixels, queries.labels)))
-    rows, same, shown = [], {}, {}
+    query = Features(*(array[number : number + 1] for array in (queries.hidden, queries.pixels, queries.labels)))
+    rows, matches, counts = [], {}, {}
     for what, search in searches:
-        (distances,), (found,) = search(query, NEIGHBOURS)
-        same[what], shown[what] = int((search.labels[found] == query.labels[0]).sum()), len(found)
-        neighbours = [("train", int(one), f"{distance:,.4g}") for one, distance in zip(found, distances)]
+        (distances,), (indices,) = search(query, NEIGHBOURS)
+        matches[what], counts[what] = int((search.labels[indices] == query.labels[0]).sum()), len(indices)
+        neighbours = [("train", int(index), f"{distance:,.4g}") for index, distance in zip(indices, distances)]
         rows.append(
             [
-                _cell(dataset.splits[split], one, names, words)
-                for split, one, words in [("val", number, f"nearest by {what}"), *neighbours]
+                _cell(dataset.splits[split], index, names, words)
+                for split, index, words in [("val", number, f"nearest by {what}"), *neighbours]
             ]
         )
-    return rows, same, shown
+    return rows, matches, counts
 
 
 def _cell(split, number, names, words):

@@ -38,8 +38,8 @@ def draw_curves(run: str | Path, classes: int | None = None) -> Path:
     loss, error = figure.subplots(1, 2)
     steps = [line["step"] for line in train]
     loss.plot(steps, [line["loss"] for line in train], color="#9ecae1", linewidth=0.8, label="training, each minibatch")
-    smooth = _running_mean(steps, [line["loss"] for line in train])
-    loss.plot(*smooth, color="#08519c", label=f"training, mean of {WINDOW} minibatches around")
+    means = _running_mean(steps, [line["loss"] for line in train])
+    loss.plot(*means, color="#08519c", label=f"training, mean of {WINDOW} minibatches around")
     val_steps = [line["step"] for line in val]
     if val:
         loss.plot(val_steps, [line["loss"] for line in val], "o-", color="#d95f02", label="validation, centre view")
@@ -75,8 +75,8 @@ def draw_curves(run: str | Path, classes: int | None = None) -> Path:
 
 def first_steps(train: Sequence[dict], epochs: Sequence[int]) -> list[dict]:
     """Of a run's training lines, the first of each of these epochs that has one."""
-    first = {line["epoch"]: line for line in reversed(train)}
-    return [first[epoch] for epoch in epochs if epoch in first]
+    lines = {line["epoch"]: line for line in reversed(train)}
+    return [lines[epoch] for epoch in epochs if epoch in lines]
 
 
 def mark_drops(axes: "Axes", places: Sequence[float]) -> None:
@@ -123,15 +123,15 @@ def draw_specialisation(
     alone. A measure of fewer than five kernels is left out (`left_out`)."""
     from matplotlib.figure import Figure
 
-    parts, drawn = np.split(np.arange(len(statistics)), towers), {}
-    for measure in [*(one for one in PANELS if one not in left_out(statistics)), "each"]:
-        drawn[measure] = figure = Figure(figsize=PANEL, layout="constrained", facecolor="white")
+    parts, figures = np.split(np.arange(len(statistics)), towers), {}
+    for measure in [*(name for name in PANELS if name not in left_out(statistics)), "each"]:
+        figures[measure] = figure = Figure(figsize=PANEL, layout="constrained", facecolor="white")
         axes = figure.subplots()
         if measure == "each":
             _scatter(axes, statistics, parts)
         else:
             _distribution(axes, statistics, parts, measure, PANELS[measure], differences and differences[measure])
-    return drawn
+    return figures
 
 
 def left_out(statistics: KernelStatistics) -> list[str]:
@@ -152,10 +152,10 @@ def write_figure(figure: "Figure", path: Path, dpi: int = 110, density: int = DE
 
 
 def _save(figure, path, dpi, density):
-    drawn = io.BytesIO()
+    content = io.BytesIO()
     with boxes_for_letters():
-        figure.savefig(drawn, format="png", dpi=dpi * density, metadata={"Software": None, DENSITY_KEY: str(density)})
-    durable_files.replace(path, drawn.getvalue())
+        figure.savefig(content, format="png", dpi=dpi * density, metadata={"Software": None, DENSITY_KEY: str(density)})
+    durable_files.replace(path, content.getvalue())
 
 
 @contextmanager
@@ -171,21 +171,21 @@ def _distribution(axes, statistics, parts, measure, panel, difference):
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     title, unit, end = panel
-    values, circular = getattr(statistics, measure), MEASURES[measure]
+    values, period = getattr(statistics, measure), MEASURES[measure]
     end = end or max(0.5, values.max())
     bins = np.linspace(0, end, BINS + 1)
     for part, colour, side in zip(parts, TOWER_COLOURS, (1, -1)):
-        shown = part[statistics.tuned[part]] if circular else part
-        counts = np.histogram(values[shown], bins)[0]
+        kernels = part[statistics.tuned[part]] if period else part
+        counts = np.histogram(values[kernels], bins)[0]
         axes.bar(bins[:-1], side * counts, np.diff(bins), align="edge", color=colour, edgecolor="white", linewidth=0.8)
-    most = max(np.abs(axes.dataLim.intervaly).max(), 1)
-    axes.set(xlim=(0, end), ylim=(-1.08 * most if len(parts) > 1 else 0, 1.08 * most), xlabel=unit)
+    peak = max(np.abs(axes.dataLim.intervaly).max(), 1)
+    axes.set(xlim=(0, end), ylim=(-1.08 * peak if len(parts) > 1 else 0, 1.08 * peak), xlabel=unit)
     axes.set_ylabel("kernels: b below, a above" if len(parts) > 1 else "kernels")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{abs(count):g}"))
-    if circular:
-        axes.set_xticks(np.linspace(0, circular, 5))
+    if period:
+        axes.set_xticks(np.linspace(0, period, 5))
     axes.set_title(f"{title}\n{_in_words(difference)}" if difference else title, fontsize=9.5)
     _plain(axes)
 

@@ -48,8 +48,8 @@ class KernelStatistics:
     def __len__(self):
         return len(self.colourfulness)
 
-    def __getitem__(self, chosen):
-        return KernelStatistics(*(getattr(self, field.name)[chosen] for field in fields(self)))
+    def __getitem__(self, index):
+        return KernelStatistics(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 def kernel_statistics(kernels: np.ndarray) -> KernelStatistics:
@@ -63,8 +63,8 @@ def kernel_statistics(kernels: np.ndarray) -> KernelStatistics:
         raise ValueError(f"first-layer kernels are (maps, 3, k, k), not {kernels.shape}")
     if not np.isfinite(kernels).all():
         raise ValueError("not all weights of the kernels are finite numbers")
-    largest = np.abs(kernels).max((1, 2, 3), keepdims=True, initial=0)
-    kernels = kernels / np.where(largest > 0, largest, 1)  # so that no square leaves the range of a float64
+    maxima = np.abs(kernels).max((1, 2, 3), keepdims=True, initial=0)
+    kernels = kernels / np.where(maxima > 0, maxima, 1)  # so that no square leaves the range of a float64
     chroma, energy = chroma_and_energy(kernels)
     planes = strongest_planes(kernels)
     power, frequencies = power_spectra(planes)
@@ -92,8 +92,8 @@ def strongest_colours(kernels: np.ndarray) -> np.ndarray:
     products = np.einsum("mcyx,mdyx->mcd", kernels, kernels)  # (maps, 3, 3)
     vectors = np.linalg.eigh(products).eigenvectors[:, :, -1]  # of the largest eigenvalue
     sizes = np.abs(vectors)
-    first = (sizes >= sizes.max(1, keepdims=True) * (1 - 1e-6)).argmax(1)
-    return vectors * np.sign(np.take_along_axis(vectors, first[:, None], 1))
+    indices = (sizes >= sizes.max(1, keepdims=True) * (1 - 1e-6)).argmax(1)
+    return vectors * np.sign(np.take_along_axis(vectors, indices[:, None], 1))
 
 
 def strongest_planes(kernels: np.ndarray) -> np.ndarray:
@@ -139,8 +139,8 @@ def _noise_peak_share(k):
 
 
 def _peak_shares(kernels):
-    largest = np.abs(kernels).max((1, 2, 3), keepdims=True)
-    kernels = kernels / np.where(largest > 0, largest, 1)  # so that no square leaves the range of a float64
+    maxima = np.abs(kernels).max((1, 2, 3), keepdims=True)
+    kernels = kernels / np.where(maxima > 0, maxima, 1)  # so that no square leaves the range of a float64
     # not padded: k x k frequencies, independent in white noise
     power = np.abs(np.fft.fft2(strongest_planes(kernels))) ** 2
     return power.max((1, 2)) / np.maximum((kernels**2).sum((1, 2, 3)), 1e-300) / kernels.shape[-1] ** 2
@@ -172,7 +172,7 @@ def _peaks(planes, power, frequencies):
     between the points of the spectrum is that of parabolas through the logarithms of the powers, exact for a Gaussian.
     Of equal points frequency 0 wins."""
     maps, k = len(planes), planes.shape[-1]
-    n, each = len(frequencies), np.arange(maps)
+    n, indices = len(frequencies), np.arange(maps)
     ahead = FORWARD[0] * frequencies[None, :] + FORWARD[1] * frequencies[:, None] > 0
     candidates = np.where(ahead, power, -1)
     candidates[:, 0, 0] = power[:, 0, 0] * (1 + NOTHING)
@@ -180,7 +180,7 @@ def _peaks(planes, power, frequencies):
     logs = np.log(np.maximum(power, 1e-300))
     offsets = [
         _parabola(
-            *(logs[each, (row + (axis == 0) * step) % n, (column + (axis == 1) * step) % n] for step in (-1, 0, 1))
+            *(logs[indices, (row + (axis == 0) * step) % n, (column + (axis == 1) * step) % n] for step in (-1, 0, 1))
         )
         for axis in (0, 1)
     ]

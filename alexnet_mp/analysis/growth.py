@@ -51,19 +51,19 @@ class Growth:
     @property
     def begins(self) -> int | None:
         """The step from which on every moment is divided; None where the last is not."""
-        first = None
+        step = None
         for moment in reversed(self.moments):
             if not moment.divided:
                 break
-            first = moment.step
-        return first
+            step = moment.step
+        return step
 
     @property
     def colourful(self) -> dict[int, int]:
         """{step: the more colourful tower, 0 or 1} of the moments whose shares of chroma are surely apart."""
-        corrected = holm([moment.chroma_p for moment in self.moments])
-        sure = [each for each, p in zip(self.moments, corrected) if p is not None and p <= DIVISION_LEVEL]
-        return {moment.step: int(moment.chroma[1] > moment.chroma[0]) for moment in sure}
+        p_values = holm([moment.chroma_p for moment in self.moments])
+        moments = [moment for moment, p in zip(self.moments, p_values) if p is not None and p <= DIVISION_LEVEL]
+        return {moment.step: int(moment.chroma[1] > moment.chroma[0]) for moment in moments}
 
     @property
     def turns(self) -> list[int]:
@@ -75,26 +75,30 @@ class Growth:
 def growth(run: str | Path) -> Growth:
     """The `Growth` of a run of one tower or two. Raises UserError where it has no checkpoint that can be read."""
     _, (state, kernels) = checkpoints.from_newest(run, first_layers.of_checkpoint)
-    kept, saved = first_layers.listing(run), checkpoints.listing(run)
+    kernel_files, run_checkpoints = first_layers.listing(run), checkpoints.listing(run)
 
     def at(step):
         if step == state.step:
             return kernels
-        found = first_layers.read(kept[step]) if step in kept else first_layers.of_checkpoint(saved[step])[1]
-        if found.shape != kernels.shape:
-            place = kept[step] if step in kept else saved[step]
-            raise UserError(f"{place}: {found.shape}; the run's first layer has {kernels.shape}")
-        return found
+        weights = (
+            first_layers.read(kernel_files[step])
+            if step in kernel_files
+            else first_layers.of_checkpoint(run_checkpoints[step])[1]
+        )
+        if weights.shape != kernels.shape:
+            place = kernel_files[step] if step in kernel_files else run_checkpoints[step]
+            raise UserError(f"{place}: {weights.shape}; the run's first layer has {kernels.shape}")
+        return weights
 
     moments, unreadable = [], []
-    for step in _some(sorted({*saved, *kept, state.step})):
+    for step in _sample(sorted({*run_checkpoints, *kernel_files, state.step})):
         try:
-            found = at(step)
+            weights = at(step)
         except UserError as error:
             unreadable.append(" ".join(str(error).splitlines()))
         else:
-            moments.append(moment_of(step, found, state.recipe.towers))
-    return Growth(tuple(moments), len(kept), tuple(unreadable))
+            moments.append(moment_of(step, weights, state.recipe.towers))
+    return Growth(tuple(moments), len(kernel_files), tuple(unreadable))
 
 
 def moment_of(step: int, kernels: np.ndarray, towers: int, draws: int = DRAWS) -> Moment:
@@ -102,9 +106,9 @@ def moment_of(step: int, kernels: np.ndarray, towers: int, draws: int = DRAWS) -
     shares = tuple(chroma_shares(kernels, towers))
     if towers == 1:
         return Moment(step, kernels, shares, None, None)
-    found = division(kernels, draws, by_measure=False)
-    return Moment(step, kernels, shares, found.p, random_split_p(kernels, draws))
+    test = division(kernels, draws, by_measure=False)
+    return Moment(step, kernels, shares, test.p, random_split_p(kernels, draws))
 
 
-def _some(steps: Sequence[int]):
+def _sample(steps: Sequence[int]):
     return [steps[place] for place in evenly(len(steps), MOST_MOMENTS)]

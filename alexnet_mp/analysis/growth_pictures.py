@@ -31,8 +31,8 @@ SECONDS, LAST_FRAME = 6.0, 1500  # of the animation, about; milliseconds that it
 def strip(moments: Sequence[Moment]) -> Image.Image:
     """At most `MOST_ROWS` moments from top to bottom, tower a's kernels left, tower b's right, each moment in its own
     scale from the smallest weight of both towers to the largest; RGBA."""
-    shown = [moments[place] for place in evenly(len(moments), MOST_ROWS)]
-    rows = [_moment(moment, KERNEL[0]) for moment in shown]
+    sample = [moments[place] for place in evenly(len(moments), MOST_ROWS)]
+    rows = [_moment(moment, KERNEL[0]) for moment in sample]
     image = Image.new("RGBA", (rows[0].width, sum(row.height for row in rows) + BETWEEN * (len(rows) - 1)))
     top = 0
     for row in rows:
@@ -44,12 +44,12 @@ def strip(moments: Sequence[Moment]) -> Image.Image:
 def animation(moments: Sequence[Moment]) -> bytes:
     """At most `MOST_FRAMES` moments, one after the other without end, as an animated PNG: the same bytes for the same
     moments."""
-    shown = [moments[place] for place in evenly(len(moments), MOST_FRAMES)]
-    first, *others = [_moment(moment, KERNEL[1]) for moment in shown]
-    each = round(1000 * SECONDS / len(shown))
+    sample = [moments[place] for place in evenly(len(moments), MOST_FRAMES)]
+    frame, *frames = [_moment(moment, KERNEL[1]) for moment in sample]
+    duration = round(1000 * SECONDS / len(sample))
     content = io.BytesIO()
-    durations = [*[each] * len(others), each + LAST_FRAME]
-    first.save(content, "PNG", save_all=True, append_images=others, duration=durations, loop=0, blend=0)
+    durations = [*[duration] * len(frames), duration + LAST_FRAME]
+    frame.save(content, "PNG", save_all=True, append_images=frames, duration=durations, loop=0, blend=0)
     return content.getvalue()
 
 
@@ -71,7 +71,7 @@ def _moment(moment, side):
     return image
 
 
-def draw_growth(found: Growth, title: str) -> "Figure":
+def draw_growth(growth: Growth, title: str) -> "Figure":
     """The towers' shares of chroma against steps as a matplotlib Figure; points are full at the moments that are
     divided, and a dotted line stands where the division begins."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
@@ -79,20 +79,20 @@ def draw_growth(found: Growth, title: str) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(NARROW, 3.2), layout="constrained", facecolor="white")
-    axes, steps = figure.subplots(), [moment.step for moment in found.moments]
+    axes, steps = figure.subplots(), [moment.step for moment in growth.moments]
     for tower, (colour, marker) in enumerate(zip(TOWER_COLOURS, "o^")):
-        if tower < len(found.moments[0].chroma):
-            shares = np.array([moment.chroma[tower] for moment in found.moments])
+        if tower < len(growth.moments[0].chroma):
+            shares = np.array([moment.chroma[tower] for moment in growth.moments])
             axes.plot(steps, shares, color=colour, linewidth=1.2, label=f"tower {'ab'[tower]}")
             for divided, fill in ((True, colour), (False, "white")):
-                at = [place for place, moment in enumerate(found.moments) if moment.divided == divided]
+                at = [place for place, moment in enumerate(growth.moments) if moment.divided == divided]
                 axes.plot(np.array(steps)[at], shares[at], marker, color=colour, markerfacecolor=fill, markersize=4.5)
-    if found.begins is not None:
-        axes.axvline(found.begins, color="black", linestyle=":", linewidth=0.9, label="the division begins")
+    if growth.begins is not None:
+        axes.axvline(growth.begins, color="black", linestyle=":", linewidth=0.9, label="the division begins")
     axes.set(xlabel="step", ylabel="share of chroma", ylim=(0, 1))
     # The end of a run's name has its seed.
-    shown = title if len(title) <= TITLE_LETTERS else f"...{title[3 - TITLE_LETTERS :]}"
-    axes.set_title(shown, fontsize=9.5, parse_math=False)
+    short_title = title if len(title) <= TITLE_LETTERS else f"...{title[3 - TITLE_LETTERS :]}"
+    axes.set_title(short_title, fontsize=9.5, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(alpha=0.3)
     look = {"frameon": False, "fontsize": 9, "columnspacing": 1, "handlelength": 1.6}  # else wider than the figure

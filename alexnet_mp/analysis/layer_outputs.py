@@ -41,7 +41,7 @@ def layer_outputs(
     `mean_outputs`; needed for either. Where normalisation crosses the towers' border (`lrn_crosses`), it goes on to see
     the other tower's maps.
     """
-    outputs, before, found, recipe = list(images), None, {}, network.recipe
+    outputs, before, by_layer, recipe = list(images), None, {}, network.recipe
     network.exchange.clear()
     for number, layer in enumerate(recipe.layers):
         parts = arrived(network, layer, outputs)
@@ -49,9 +49,9 @@ def layer_outputs(
             parts = [
                 [
                     part if source == reader else means[before][source].to(part).expand_as(part)
-                    for source, part in enumerate(read)
+                    for source, part in enumerate(inputs)
                 ]
-                for reader, read in enumerate(parts)
+                for reader, inputs in enumerate(parts)
             ]
         outputs = network.compute(layer, parts)
         if number < len(recipe.layers) - 1:
@@ -59,8 +59,8 @@ def layer_outputs(
                 means[layer.name][tower].expand_as(output) if tower in off else output
                 for tower, output in enumerate(outputs)
             ]
-        found[layer.name], before = outputs, layer.name
-    return found
+        by_layer[layer.name], before = outputs, layer.name
+    return by_layer
 
 
 def mean_outputs(network: TwoTowerAlexNet, batches: Iterable[Sequence[torch.Tensor]]) -> Outputs:
@@ -69,11 +69,11 @@ def mean_outputs(network: TwoTowerAlexNet, batches: Iterable[Sequence[torch.Tens
     for images in batches:
         count += len(images[0])
         for name, outputs in layer_outputs(network, images).items():
-            added = [output.double().sum(0, keepdim=True) for output in outputs]
-            sums[name] = [one + other for one, other in zip(sums[name], added)] if name in sums else added
+            terms = [output.double().sum(0, keepdim=True) for output in outputs]
+            sums[name] = [total + term for total, term in zip(sums[name], terms)] if name in sums else terms
     if not count:
         raise ValueError("no pictures to take a mean over")
-    return {name: [(each / count).to(network.dtype) for each in outputs] for name, outputs in sums.items()}
+    return {name: [(total / count).to(network.dtype) for total in totals] for name, totals in sums.items()}
 
 
 def unit_means_of(network: TwoTowerAlexNet, statistics: Statistics, dataset: DataSet) -> UnitMeans:
@@ -83,12 +83,12 @@ def unit_means_of(network: TwoTowerAlexNet, statistics: Statistics, dataset: Dat
     with progress("val images", len(numbers)) as advance:
 
         def batches():
-            for some in np.array_split(numbers, -(-len(numbers) // AT_ONCE)):
-                yield centre_images(network, statistics, [split.read(int(number)) for number in some])
-                advance(len(some))
+            for batch in np.array_split(numbers, -(-len(numbers) // AT_ONCE)):
+                yield centre_images(network, statistics, [split.read(int(number)) for number in batch])
+                advance(len(batch))
 
         means = mean_outputs(network, batches())
-    values = {name: [each.float().cpu().numpy() for each in of_towers] for name, of_towers in means.items()}
+    values = {name: [mean.float().cpu().numpy() for mean in of_towers] for name, of_towers in means.items()}
     return UnitMeans(values, f"{len(numbers):,} pictures of {Path(dataset.source).name}, split val")
 
 

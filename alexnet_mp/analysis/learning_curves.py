@@ -12,10 +12,10 @@ def moved_at(losses: Sequence[float], classes: int, window: int = 10, share: flo
 
     losses: one a step, the first is of step 1. Step t stands for the mean over steps t - window + 1 .. t, so the least
     is `window`."""
-    means = _running(losses, window)
-    above = np.flatnonzero(~(means < share * math.log(classes)))
-    first = above[-1] + 1 if len(above) else 0
-    return int(first) + window if first < len(means) else None
+    means = _running_means(losses, window)
+    exceedances = np.flatnonzero(~(means < share * math.log(classes)))
+    start = exceedances[-1] + 1 if len(exceedances) else 0
+    return int(start) + window if start < len(means) else None
 
 
 def epochs_to(errors: Sequence[float], steps_per_epoch: int, level: float = 25.0) -> float | None:
@@ -24,8 +24,8 @@ def epochs_to(errors: Sequence[float], steps_per_epoch: int, level: float = 25.0
 
     errors: top-1 in %, one a step, as they were measured in training; the mean looks back, so the least answer is 1.
     """
-    reached = np.flatnonzero(_running(errors, steps_per_epoch) <= level)
-    return (int(reached[0]) + steps_per_epoch) / steps_per_epoch if len(reached) else None
+    indices = np.flatnonzero(_running_means(errors, steps_per_epoch) <= level)
+    return (int(indices[0]) + steps_per_epoch) / steps_per_epoch if len(indices) else None
 
 
 def drops(lines: Iterable[dict]) -> list[int]:
@@ -68,7 +68,7 @@ def thinned(values: Sequence[float] | np.ndarray, points: int = 60) -> list[tupl
     return [(int(end), float(np.mean(values[start:end]))) for start, end in zip(ends[:-1], ends[1:])]
 
 
-def _running(values, window):
+def _running_means(values, window):
     """The means of all runs of `window` consecutive values; empty where there are fewer."""
     values = np.asarray(values, np.float64)
     return np.lib.stride_tricks.sliding_window_view(values, window).mean(1) if len(values) >= window else np.empty(0)

@@ -111,36 +111,36 @@ def lesions(
     recipe, places = network.recipe, meeting_layers(network.recipe)
     everywhere = {ALL: places} if len(places) > 1 else {}
     everywhere |= {place: [place] for place in places}
-    named = [
+    plans = [
         ((place, tower, None, None), tower_off(recipe, tower, names))
         for place, names in everywhere.items()
         for tower in (0, 1)
     ]
-    towers = len(named)
-    named += [
+    towers = len(plans)
+    plans += [
         ((layer.name, source, reader, None), link_off(recipe, source, reader, [layer.name]))
         for layer in recipe.layers
         if layer.name in places and layer.towers == "each"  # the one link into the last layer: cut, tower b is off
         for source, reader in ((0, 1), (1, 0))
     ]
     halves = {place: random_halves(2, maps_read(recipe, place), draws, seed) for place in places}
-    sorts = list(dict.fromkeys((place, reader) for (place, _, reader, _), _ in named))  # of controls, `draws` of each
+    sorts = list(dict.fromkeys((place, reader) for (place, _, reader, _), _ in plans))  # of controls, `draws` of each
     controls = [
         {name: _seen_by(halves[name][draw], reader) for name in everywhere[place]}
         for place, reader in sorts
         for draw in range(draws)
     ]
-    offs = [{}, *(off for _, off in named), *controls]
-    judged = judge_all(network, statistics, split, numbers, {"intact": intact}, offs, advance)["intact"]
-    of_controls = np.reshape(_errors(judged.right[1 + len(named) :]), (len(sorts), draws))
-    found = _lesions(
-        [way for way, _ in named],
-        judged,
-        [of_controls[sorts.index((place, reader))] for (place, _, reader, _), _ in named],
+    offs = [{}, *(off for _, off in plans), *controls]
+    judgements = judge_all(network, statistics, split, numbers, {"intact": intact}, offs, advance)["intact"]
+    of_controls = np.reshape(_errors(judgements.right[1 + len(plans) :]), (len(sorts), draws))
+    effects = _lesions(
+        [way for way, _ in plans],
+        judgements,
+        [of_controls[sorts.index((place, reader))] for (place, _, reader, _), _ in plans],
     )
-    changes = [mcnemar(judged.right[number + 2], judged.right[number + 1]) for number in range(0, towers, 2)]
+    changes = [mcnemar(judgements.right[number + 2], judgements.right[number + 1]) for number in range(0, towers, 2)]
     contrasts = map(Contrast, everywhere, changes, holm([change.p for change in changes]))
-    return Lesions(len(numbers), _errors(judged.right)[0], found[:towers], found[towers:], tuple(contrasts))
+    return Lesions(len(numbers), _errors(judgements.right)[0], effects[:towers], effects[towers:], tuple(contrasts))
 
 
 def kernel_lesions(
@@ -160,13 +160,15 @@ def kernel_lesions(
         off = nothing_off(recipe, reader)
         off[:, tower, kernel] = True
         offs.append({reader: off})
-    judged = judge_all(network, statistics, split, numbers, {"intact": intact}, [{}, *offs], advance)["intact"]
-    found = _lesions([(reader, tower, None, kernel) for tower, kernel in places], judged)
+    judgements = judge_all(network, statistics, split, numbers, {"intact": intact}, [{}, *offs], advance)["intact"]
+    kernels = _lesions([(reader, tower, None, kernel) for tower, kernel in places], judgements)
     delta = p = None
     if recipe.towers == 2:
-        deltas = cliffs_delta(np.array([each.loss for each in found]), random_orders(2 * maps, 10_000, 0)[:, :maps])
+        deltas = cliffs_delta(
+            np.array([kernel.loss for kernel in kernels]), random_orders(2 * maps, 10_000, 0)[:, :maps]
+        )
         delta, p = float(deltas[0]), as_far_p(np.abs(deltas))
-    return KernelLesions(len(numbers), _errors(judged.right)[0], found, delta, p)
+    return KernelLesions(len(numbers), _errors(judgements.right)[0], kernels, delta, p)
 
 
 def _seen_by(half, reader):
@@ -180,16 +182,20 @@ def _errors(right):
     return [float(error) for error in 100 - 100 * right.mean(1)]
 
 
-def _lesions(ways, judged, controls=None):
+def _lesions(ways, judgements, controls=None):
     """`Lesion`s of the rows 1, ... of a `Judged`; row 0 is the intact network. ways: their first four fields."""
-    changes = [mcnemar(judged.right[0], each) for each in judged.right[1 : 1 + len(ways)]]
-    corrected, errors, losses = holm([change.p for change in changes]), _errors(judged.right)[1:], judged.loss.mean(1)
+    changes = [mcnemar(judgements.right[0], right) for right in judgements.right[1 : 1 + len(ways)]]
+    corrected_p, errors, losses = (
+        holm([change.p for change in changes]),
+        _errors(judgements.right)[1:],
+        judgements.loss.mean(1),
+    )
     return tuple(
         Lesion(
             *way,
             errors[number],
             changes[number],
-            corrected[number],
+            corrected_p[number],
             float(losses[1 + number] - losses[0]),
             tuple(map(float, controls[number])) if controls else (),
         )

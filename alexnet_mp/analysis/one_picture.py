@@ -76,10 +76,13 @@ def through(network: TwoTowerAlexNet, images: Sequence[torch.Tensor], means: Out
     outputs = [layer_outputs(network, images, means, off, cut) for _, off, cut in ways]
     whole, views = outputs[0], {}
     for layer in network.recipe.layers[:-1]:
-        chosen = [strongest(each[0]) for each in whole[layer.name]]
-        shown = [[shown_maps(each[0], one) for each, one in zip(found[layer.name], chosen)] for found in outputs]
-        low = min(0.0, *(float(maps.min()) for sides in shown for maps in sides))
-        high = max(float(maps.max()) for sides in shown for maps in sides)
+        choices = [strongest(output[0]) for output in whole[layer.name]]
+        panels = [
+            [shown_maps(output[0], kernels) for output, kernels in zip(features[layer.name], choices)]
+            for features in outputs
+        ]
+        low = min(0.0, *(float(maps.min()) for sides in panels for maps in sides))
+        high = max(float(maps.max()) for sides in panels for maps in sides)
         views[layer.name] = [
             LayerView(
                 layer.name,
@@ -89,18 +92,18 @@ def through(network: TwoTowerAlexNet, images: Sequence[torch.Tensor], means: Out
                         maps,
                         whole[layer.name][tower].shape[1],
                         tower in off,
-                        relative_change(found[layer.name][tower], whole[layer.name][tower]) if off or cut else None,
+                        relative_change(features[layer.name][tower], whole[layer.name][tower]) if off or cut else None,
                     )
-                    for tower, (kernels, maps) in enumerate(zip(chosen, sides))
+                    for tower, (kernels, maps) in enumerate(zip(choices, sides))
                 ),
                 low,
                 high,
             )
-            for (_, off, cut), found, sides in zip(ways, outputs, shown)
+            for (_, off, cut), features, sides in zip(ways, outputs, panels)
         ]
     states = [
-        State(name, off, cut, _probabilities(network, found), tuple(of_layer[number] for of_layer in views.values()))
-        for number, ((name, off, cut), found) in enumerate(zip(ways, outputs))
+        State(name, off, cut, _probabilities(network, features), tuple(of_layer[number] for of_layer in views.values()))
+        for number, ((name, off, cut), features) in enumerate(zip(ways, outputs))
     ]
     return OnePicture(tuple(states), tuple(crossing(network, whole)))
 
@@ -135,7 +138,7 @@ def crossing(network: TwoTowerAlexNet, outputs: Outputs) -> list[Link]:
 
     A unit of a layer that reads both towers is a sum over its own tower's half of what it reads, and over the other's;
     the two root mean squares over all units of the reader, before bias and everything else, say which half counts."""
-    found, before = [], None
+    crossings, before = [], None
     for layer in network.recipe.layers:
         if layer.reads == "both" and network.recipe.towers == 2:
             for reader, tower in enumerate(network.towers):
@@ -143,24 +146,24 @@ def crossing(network: TwoTowerAlexNet, outputs: Outputs) -> list[Link]:
                     continue
                 module = getattr(tower, layer.name)
                 own, other = module.halves(reader == 0)(module.weight)
-                read = [half.to(module.weight) for half in outputs[before]]
+                inputs = [half.to(module.weight) for half in outputs[before]]
                 sums = [
                     module.product(half, weight, None).double().square().mean().sqrt().item()
-                    for half, weight in ((read[reader], own), (read[1 - reader], other))
+                    for half, weight in ((inputs[reader], own), (inputs[1 - reader], other))
                 ]
-                sent = outputs[before][1 - reader]
-                found.append(
+                tensor = outputs[before][1 - reader]
+                crossings.append(
                     Link(
                         layer.name,
                         "a->b" if reader else "b->a",
-                        tuple(sent.shape[1:]),
-                        sent.numel() * BYTES_FP32,
-                        (sent == 0).double().mean().item(),
+                        tuple(tensor.shape[1:]),
+                        tensor.numel() * BYTES_FP32,
+                        (tensor == 0).double().mean().item(),
                         *sums,
                     )
                 )
         before = layer.name
-    return found
+    return crossings
 
 
 def _probabilities(network, outputs):

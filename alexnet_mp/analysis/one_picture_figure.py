@@ -29,18 +29,18 @@ def levels(side: Side, layer: LayerView) -> np.ndarray:
     return np.rint((np.clip(side.maps, layer.low, layer.high) - layer.low) / span * 255).astype(np.uint8)
 
 
-def draw_one_picture(seen: np.ndarray, found: OnePicture, words: Sequence[str]) -> "Figure":
-    """A matplotlib Figure. seen: (crop, crop, 3) uint8, what the network saw. words: of all classes."""
+def draw_one_picture(crop: np.ndarray, trace: OnePicture, words: Sequence[str]) -> "Figure":
+    """A matplotlib Figure. crop: (side, side, 3) uint8, what the network saw. words: of all classes."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
-    layers, states = found.states[0].layers, found.states
+    layers, states = trace.states[0].layers, trace.states
     towers, heights = len(layers[0].sides), [_height(layer) for layer in layers]
     figure = Figure(figsize=(9, 2.3 + sum(heights)), layout="constrained", facecolor="white")
     top, below = figure.subfigures(2, 1, height_ratios=[1.9, sum(heights) + 0.4])
     axes = top.subplots(1, 1 + len(states), width_ratios=[1.2, *(1 for _ in states)])
-    axes[0].imshow(seen)
+    axes[0].imshow(crop)
     axes[0].set(xticks=[], yticks=[])
     for place, state in zip(axes[1:], states):
         _bars(place, state, words)
@@ -48,7 +48,7 @@ def draw_one_picture(seen: np.ndarray, found: OnePicture, words: Sequence[str]) 
         for tower, (place, side) in enumerate(zip(row, layer.sides)):
             ramp = LinearSegmentedColormap.from_list("", RAMPS[tower])
             maps = [ramp(level) for level in levels(side, layer)]
-            maps = [_with_gap(one) for one in maps] if len(maps) > 1 else maps
+            maps = [_with_gap(colours) for colours in maps] if len(maps) > 1 else maps
             place.imshow(np.concatenate(maps, 1), interpolation="nearest", aspect="auto")
             place.set(xticks=[], yticks=[])
             place.spines[:].set_visible(False)
@@ -62,8 +62,8 @@ def draw_one_picture(seen: np.ndarray, found: OnePicture, words: Sequence[str]) 
 
 def _with_gap(colours):
     """A map's colours (height, width, 4), some sixty pixels wide, and a gap on its right, through which one sees."""
-    often = max(1, 60 // colours.shape[1])
-    return np.pad(colours.repeat(often, 0).repeat(often, 1), ((0, 0), (0, 3), (0, 0)))
+    repeats = max(1, 60 // colours.shape[1])
+    return np.pad(colours.repeat(repeats, 0).repeat(repeats, 1), ((0, 0), (0, 3), (0, 0)))
 
 
 def _height(layer):

@@ -82,7 +82,7 @@ class Leanings:
     def most_first(self) -> list[Leaning]:
         """Those that surely lean most first, on whichever tower (`sure_of`): a class of one picture is not the first by
         leaning by 100 points."""
-        return sorted(self.classes, key=lambda one: (-sure_of(one.change), one.label))
+        return sorted(self.classes, key=lambda leaning: (-sure_of(leaning.change), leaning.label))
 
 
 def sight(
@@ -101,12 +101,12 @@ def sight(
         offs |= {f"{'ab'[tower]} sees": tower_off(recipe, 1 - tower, places[:1]) for tower in (0, 1)}
     if len(places) > 1:
         offs |= {f"{'ab'[tower]} alone": tower_off(recipe, 1 - tower, places) for tower in (0, 1)}
-    found = judge_all(network, statistics, split, numbers, ALTERATIONS, list(offs.values()), advance)
-    changes = {name: mcnemar(*judged.right[1:3]) if places else None for name, judged in found.items()}
-    corrected = holm([change and change.p for change in changes.values()])
+    judgements = judge_all(network, statistics, split, numbers, ALTERATIONS, list(offs.values()), advance)
+    changes = {name: mcnemar(*judgement.right[1:3]) if places else None for name, judgement in judgements.items()}
+    p_values = holm([change and change.p for change in changes.values()])
     return tuple(
-        Seen(name, len(numbers), dict(zip(offs, (100 - 100 * judged.right.mean(1)).tolist())), changes[name], holm_p)
-        for (name, judged), holm_p in zip(found.items(), corrected)
+        Seen(name, len(numbers), dict(zip(offs, (100 - 100 * judgement.right.mean(1)).tolist())), changes[name], holm_p)
+        for (name, judgement), holm_p in zip(judgements.items(), p_values)
     )
 
 
@@ -137,18 +137,19 @@ def colour_division(
     halves = np.concatenate([tower_a, random_halves(2, maps, draws, seed)])
     offs = [{name: np.broadcast_to(off, (2, 2, maps))} for half in halves for off in (~half, half)]
     sorts = {sort: ALTERATIONS[sort] for sort in ("intact", "grey", "colour alone")}
-    found = judge_all(network, statistics, split, numbers, sorts, offs, advance)
-    kept = {
-        name: (found[name].answers == found["intact"].answers).astype(np.int64) for name in ("grey", "colour alone")
+    judgements = judge_all(network, statistics, split, numbers, sorts, offs, advance)
+    agreement = {
+        name: (judgements[name].answers == judgements["intact"].answers).astype(np.int64)
+        for name in ("grey", "colour alone")
     }
-    of_each = kept["grey"] - kept["colour alone"]  # (2 halves of each deal, N)
-    apart = of_each[::2] - of_each[1::2]
-    contrasts = 100 * apart.mean(1)
+    margins = agreement["grey"] - agreement["colour alone"]  # (2 halves of each deal, N)
+    differences = margins[::2] - margins[1::2]
+    contrasts = 100 * differences.mean(1)
     return ColourDivision(
         len(numbers),
-        {name: tuple((100 * same[:2].mean(1)).tolist()) for name, same in kept.items()},
+        {name: tuple((100 * matches[:2].mean(1)).tolist()) for name, matches in agreement.items()},
         float(contrasts[0]),
-        sign_flip_of_counts(apart[0]),
+        sign_flip_of_counts(differences[0]),
         tuple(contrasts[1:].tolist()),
         as_far_p(np.abs(contrasts)),
     )
@@ -173,9 +174,9 @@ def class_leanings(
     offs = [tower_off(network.recipe, tower, places[:1]) for tower in (1, 0)]
     right = judge_all(network, statistics, split, numbers, {"intact": intact}, offs, advance)["intact"].right
     labels = np.asarray(split.labels)[numbers]
-    shown, places_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    changes = [mcnemar(*right[:, places_of == place]) for place in range(len(shown))]
-    corrected = holm([change.p for change in changes])
+    classes, places_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    changes = [mcnemar(*right[:, places_of == place]) for place in range(len(classes))]
+    p_values = holm([change.p for change in changes])
     differences = right[0].astype(np.float64) - right[1]
     random, spreads = np.random.default_rng(seed), []
     for deal in range(1 + deals):
@@ -183,7 +184,7 @@ def class_leanings(
         spreads.append(np.sqrt(np.average((means - differences.mean()) ** 2, weights=counts)))
     return Leanings(
         len(numbers),
-        tuple(Leaning(int(label), *each) for label, *each in zip(shown, changes, corrected)),
+        tuple(Leaning(int(label), *each) for label, *each in zip(classes, changes, p_values)),
         float(100 * spreads[0]),
         float(100 * np.median(spreads[1:])),
         as_far_p(np.array(spreads)),

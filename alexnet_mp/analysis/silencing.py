@@ -55,16 +55,16 @@ def nothing_off(recipe: Recipe, name: str) -> np.ndarray:
 def tower_off(recipe: Recipe, tower: int, names: Sequence[str]) -> Off:
     """A tower silenced at some layers: whoever reads it there."""
     off = {name: nothing_off(recipe, name) for name in names}
-    for each in off.values():
-        each[:, tower] = True
+    for mask in off.values():
+        mask[:, tower] = True
     return off
 
 
 def link_off(recipe: Recipe, source: int, reader: int, names: Sequence[str]) -> Off:
     """A link cut at some layers: one tower alone doesn't see the other."""
     off = {name: nothing_off(recipe, name) for name in names}
-    for each in off.values():
-        each[reader, source] = True
+    for mask in off.values():
+        mask[reader, source] = True
     return off
 
 
@@ -91,9 +91,9 @@ def means_of(network: TwoTowerAlexNet, batches: Iterable[Sequence[torch.Tensor]]
     for images in batches:
         for layer, outputs in list(_through(network, images))[1:-1]:
             of_batch = [output.sum(0, dtype=torch.float64) for output in outputs]
-            sums[layer.name] = [sum(each) for each in zip(sums.get(layer.name, [0] * len(of_batch)), of_batch)]
+            sums[layer.name] = [sum(pair) for pair in zip(sums.get(layer.name, [0] * len(of_batch)), of_batch)]
         count += len(images[0])
-    return {name: [(each / count).float() for each in of_layer] for name, of_layer in sums.items()}
+    return {name: [(total / count).float() for total in totals] for name, totals in sums.items()}
 
 
 @torch.inference_mode()
@@ -106,18 +106,18 @@ def judge(
     of NaN. The network is in test mode."""
     layers, labels = network.recipe.layers, torch.from_numpy(np.asarray(labels, np.int64))
     steps = list(_through(network, images))
-    found = []
+    rows = []
     for off in offs:
-        first = next((place for place, layer in enumerate(layers) if layer.name in off), len(layers))
-        outputs = steps[first][1]
-        for layer in layers[first:]:
-            outputs = network.compute(layer, _silenced(layer, arrived(network, layer, outputs), off, means))
+        start = next((place for place, layer in enumerate(layers) if layer.name in off), len(layers))
+        outputs = steps[start][1]
+        for layer in layers[start:]:
+            outputs = network.compute(layer, _silenced_parts(layer, arrived(network, layer, outputs), off, means))
         logs = outputs[0].double().cpu().log_softmax(1)
-        own = logs.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        own_logs = logs.gather(1, labels.clamp(min=0)[:, None])[:, 0]
         right = (topk_credit_each(logs, labels.clamp(min=0))[0] == 1) & (labels >= 0)
-        found.append((right, -own.where(labels >= 0, torch.nan), logs.argmax(1)))
+        rows.append((right, -own_logs.where(labels >= 0, torch.nan), logs.argmax(1)))
     network.exchange.clear()
-    return Judged(*(torch.stack(each).numpy() for each in zip(*found)))
+    return Judged(*(torch.stack(field).numpy() for field in zip(*rows)))
 
 
 def judge_all(
@@ -134,22 +134,22 @@ def judge_all(
     What is off is at its mean over the pictures as they are. statistics: of the network's run. advance(n) is called for
     every n pictures of an alteration."""
     means = means_of(network, (seen_by(network, statistics, pictures) for pictures, _ in _in_batches(split, numbers)))
-    found = {name: [] for name in alterations}
+    judgements = {name: [] for name in alterations}
     for pictures, labels in _in_batches(split, numbers):
         for name, alter in alterations.items():
-            found[name].append(judge(network, seen_by(network, statistics, alter(pictures)), labels, offs, means))
+            judgements[name].append(judge(network, seen_by(network, statistics, alter(pictures)), labels, offs, means))
             advance(len(labels))
     return {
         name: Judged(*(np.concatenate([getattr(part, field.name) for part in parts], 1) for field in fields(Judged)))
-        for name, parts in found.items()
+        for name, parts in judgements.items()
     }
 
 
 def _in_batches(split, numbers):
     """Yields stored pictures (n, size, size, 3) uint8 and their labels (n,) int64."""
     for start in range(0, len(numbers), AT_ONCE):
-        some = numbers[start : start + AT_ONCE]
-        yield np.stack([split.read(number) for number in some]), np.asarray(split.labels)[some]
+        batch = numbers[start : start + AT_ONCE]
+        yield np.stack([split.read(number) for number in batch]), np.asarray(split.labels)[batch]
 
 
 def _through(network, images):
@@ -164,27 +164,27 @@ def _through(network, images):
 def arrived(network: TwoTowerAlexNet, layer: Layer, outputs: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
     """As `TwoTowerAlexNet.read`, and everything has arrived."""
     return [
-        [part if isinstance(part, torch.Tensor) else part.receive() for part in read]
-        for read in network.read(layer, outputs)
+        [part if isinstance(part, torch.Tensor) else part.receive() for part in inputs]
+        for inputs in network.read(layer, outputs)
     ]
 
 
-def _silenced(layer, parts, off, means):
+def _silenced_parts(layer, parts, off, means):
     """The parts that a layer's towers read, with the maps that `off` has for it at their means."""
     if layer.name not in off:
         return parts
-    silenced = []
-    for reader, read in enumerate(parts):
-        sources = range(len(read)) if layer.reads == "both" else [reader]
+    substitutes = []
+    for reader, inputs in enumerate(parts):
+        sources = range(len(inputs)) if layer.reads == "both" else [reader]
         masks = [
-            torch.tensor(off[layer.name][reader, source], device=part.device) for source, part in zip(sources, read)
+            torch.tensor(off[layer.name][reader, source], device=part.device) for source, part in zip(sources, inputs)
         ]
-        silenced.append(
+        substitutes.append(
             [
                 torch.where(mask.view(-1, *[1] * (part.dim() - 2)), means[layer.name][source].to(part.device), part)
                 if mask.any()
                 else part
-                for source, part, mask in zip(sources, read, masks)
+                for source, part, mask in zip(sources, inputs, masks)
             ]
         )
-    return silenced
+    return substitutes

@@ -128,33 +128,33 @@ def represent(
     with_maps: whether `maps` are compared, too. Raises ValueError where a layer says something that is not finite."""
     recipe, names, count = network.recipe, compared_layers(network.recipe), len(pipeline.dataset.splits[split])
     whole = network.merge() if recipe.lrn_crosses else network  # there layers of both towers are computed at once
-    said, done = {}, 0
+    features, start = {}, 0
     with ExitStack() as hooks, closing(pipeline.views(split, batch_size, centre_view(recipe))) as batches:
         outputs = {name: hooks.enter_context(outputs_of(whole, name)) for name in names}
         for (images,), labels in batches:
             whole(*(images if whole is network else images[:1]))
             for name in names:
-                both = torch.cat([output.float().cpu() for output in outputs[name]], 1)
-                both = both.reshape(*both.shape[:2], -1)  # (n, maps of all towers, positions)
-                said.setdefault(name, torch.empty(count, *both.shape[1:]))[done : done + len(labels)] = both
-            done += len(labels)
+                batch = torch.cat([output.float().cpu() for output in outputs[name]], 1)
+                batch = batch.reshape(*batch.shape[:2], -1)  # (n, maps of all towers, positions)
+                features.setdefault(name, torch.empty(count, *batch.shape[1:]))[start : start + len(labels)] = batch
+            start += len(labels)
     products, maps = {}, {}
     for layer in recipe.layers:
         if layer.name in names:
-            values = said.pop(layer.name)
+            values = features.pop(layer.name)
             if not torch.isfinite(values).all():
                 raise ValueError(f"{layer.name} gives NaN or infinity")
             products[layer.name] = tuple(u_centred(part.flatten(1)) for part in values.chunk(recipe.towers, 1))
             if with_maps and recipe.towers == 2 and layer.reads != "own":
-                maps[layer.name] = between_maps(values[_dealt(count)])
+                maps[layer.name] = between_maps(values[_sample(count)])
     return Representation(tuple(names), count, products, maps)
 
 
 def u_centred(features: torch.Tensor) -> np.ndarray:
     """K = X X' of features X (N, p), with its rows' and columns' means taken away so that inner products are HSIC_1
     times N(N-3): (N, N) float64, zeros on the diagonal. N: four at least."""
-    centred = features - features.double().mean(0).float()  # changes nothing but the rounding
-    return _centred((centred @ centred.T).double().numpy())
+    deviations = features - features.double().mean(0).float()  # changes nothing but the rounding
+    return _centred((deviations @ deviations.T).double().numpy())
 
 
 def _centred(products):
@@ -179,12 +179,12 @@ def cka(a: np.ndarray, b: np.ndarray) -> float | None:
 def own_cka(network: Representation) -> dict[str, Estimate]:
     """{layer: CKA of the two towers} with its interval, without a layer of which a tower says the same of all
     pictures."""
-    groups, found = _groups(network.pictures), {}
+    groups, estimates = _groups(network.pictures), {}
     for layer in network.layers:
         a, b = network.products[layer]
         if (value := cka(a, b)) is not None:
-            found[layer] = _estimate(value, _without(a, b, groups))
-    return found
+            estimates[layer] = _estimate(value, _replicates(a, b, groups))
+    return estimates
 
 
 def alike(network: Representation, draws: int = 1000, seed: int = 0) -> list[Alike]:
@@ -192,31 +192,31 @@ def alike(network: Representation, draws: int = 1000, seed: int = 0) -> list[Ali
 
     p: the share of `draws` orders of tower b's pictures with a CKA as large, the right order counted among them; of
     `DEALT_PICTURES` at most."""
-    found, own, some = [], own_cka(network), np.arange(network.pictures)[_dealt(network.pictures)]
-    orders = random_orders(len(some), draws, seed)
+    rows, estimates, sample = [], own_cka(network), np.arange(network.pictures)[_sample(network.pictures)]
+    orders = random_orders(len(sample), draws, seed)
     for layer in network.layers:
-        if layer not in own:
-            found.append((layer, None, None))
+        if layer not in estimates:
+            rows.append((layer, None, None))
             continue
-        of_some, other = (_centred(each[np.ix_(some, some)]).astype(np.float32) for each in network.products[layer])
-        together = [np.vdot(of_some, other[order[:, None], order]) for order in orders]
-        found.append((layer, own[layer], as_far_p(np.array(together))))
-    corrected = holm([p for *_, p in found])
-    return [Alike(*each, p) for each, p in zip(found, corrected)]
+        a, b = (_centred(products[np.ix_(sample, sample)]).astype(np.float32) for products in network.products[layer])
+        inner_products = [np.vdot(a, b[order[:, None], order]) for order in orders]
+        rows.append((layer, estimates[layer], as_far_p(np.array(inner_products))))
+    p_values = holm([p for *_, p in rows])
+    return [Alike(*row, p) for row, p in zip(rows, p_values)]
 
 
 def changes_at_crossings(network: Representation, recipe: Recipe) -> list[Crossing]:
     """The `Crossing` of each layer that reads both towers and is there on both: CKA of its outputs minus that of its
     inputs, over the same pictures."""
-    found, groups, places = [], _groups(network.pictures), list(network.layers)
-    for before, after in zip(places, places[1:]):
+    rows, groups, layers = [], _groups(network.pictures), list(network.layers)
+    for before, after in zip(layers, layers[1:]):
         reads_both = next(layer.reads == "both" for layer in recipe.layers if layer.name == after)
         values = [cka(*network.products[name]) for name in (before, after)]
         if reads_both and None not in values:
-            without = [_without(*network.products[name], groups) for name in (before, after)]
-            found.append((before, after, _estimate(values[1] - values[0], without[1] - without[0])))
-    corrected = holm([change.p for *_, change in found])
-    return [Crossing(*each, p) for each, p in zip(found, corrected)]
+            replicates = [_replicates(*network.products[name], groups) for name in (before, after)]
+            rows.append((before, after, _estimate(values[1] - values[0], replicates[1] - replicates[0])))
+    p_values = holm([change.p for *_, change in rows])
+    return [Crossing(*row, p) for row, p in zip(rows, p_values)]
 
 
 def dealt(network: Representation, draws: int = 1000, seed: int = 0) -> list[Dealt]:
@@ -225,7 +225,7 @@ def dealt(network: Representation, draws: int = 1000, seed: int = 0) -> list[Dea
     There the maps of both towers are drawn alike and see the same, so that any half of them could be a tower's unless
     the towers have come to differ. At a layer that reads its own tower this is no question: its towers read other
     things. The pictures are `DEALT_PICTURES` at most."""
-    found = []
+    rows = []
     for layer, between in network.maps.items():
         orders, half = random_orders(len(between), draws, seed), len(between) // 2
         in_a = np.zeros(orders.shape, np.float32)
@@ -235,9 +235,9 @@ def dealt(network: Representation, draws: int = 1000, seed: int = 0) -> list[Dea
         values = (of_a * (1 - in_a)).sum(1, dtype=np.float64) / np.sqrt(np.maximum(within, 1e-300))
         if within.min() > 0:
             p = float((values <= values[0] + 1e-6).mean())
-            found.append((layer, float(values[0]), tuple(map(float, np.quantile(values[1:], (0.05, 0.5, 0.95)))), p))
-    corrected = holm([p for *_, p in found])
-    return [Dealt(*each, p) for each, p in zip(found, corrected)]
+            rows.append((layer, float(values[0]), tuple(map(float, np.quantile(values[1:], (0.05, 0.5, 0.95)))), p))
+    p_values = holm([p for *_, p in rows])
+    return [Dealt(*row, p) for row, p in zip(rows, p_values)]
 
 
 def between_maps(values: torch.Tensor) -> np.ndarray:
@@ -250,17 +250,17 @@ def between_maps(values: torch.Tensor) -> np.ndarray:
         x = values[:, :, 0].double()
         squares = x**2
         sums = squares.sum(0)
-        found = (
+        hsic = (
             (x.T @ x) ** 2 - (1 + 2 / (n - 2)) * (squares.T @ squares) + torch.outer(sums, sums) / ((n - 1) * (n - 2))
         )
     else:
         by_map = values.transpose(0, 1)  # (maps, n, positions)
-        upper = torch.triu_indices(n, n, 1)
-        flat = torch.stack(
-            [torch.from_numpy(_centred((x @ x.T).double().numpy()))[upper[0], upper[1]].float() for x in by_map]
+        triangle = torch.triu_indices(n, n, 1)
+        vectors = torch.stack(
+            [torch.from_numpy(_centred((x @ x.T).double().numpy()))[triangle[0], triangle[1]].float() for x in by_map]
         )
-        found = 2 * (flat @ flat.T).double()
-    return (found / max(float(found.diagonal().mean()), 1e-300)).float().numpy()
+        hsic = 2 * (vectors @ vectors.T).double()
+    return (hsic / max(float(hsic.diagonal().mean()), 1e-300)).float().numpy()
 
 
 # --- several networks
@@ -268,23 +268,23 @@ def between_maps(values: torch.Tensor) -> np.ndarray:
 
 def across(networks: Sequence[Representation]) -> list[Across]:
     """The `Across` of each layer that all networks have, of two at least, which saw the same pictures."""
-    found = {layer: across_of(values) for layer, values in between_towers(networks).items()}
-    corrected = holm([p for *_, p in found.values()])
-    return [Across(layer, *each, p) for (layer, each), p in zip(found.items(), corrected)]
+    by_layer = {layer: across_of(values) for layer, values in between_towers(networks).items()}
+    p_values = holm([p for *_, p in by_layer.values()])
+    return [Across(layer, *values, p) for (layer, values), p in zip(by_layer.items(), p_values)]
 
 
 def between_towers(networks: Sequence[Representation]) -> dict[str, dict[tuple[int, int], float]]:
     """{layer: {(tower, larger tower): CKA of the two}} of networks that saw the same pictures; towers 2i and 2i + 1 are
     those of network i. Without a layer that a network lacks, or of which a tower says the same of all pictures."""
-    found = {}
+    by_layer = {}
     for layer in networks[0].layers:
         if not all(layer in network.products for network in networks):
             continue
         towers = [tower for network in networks for tower in network.products[layer]]
         values = {(a, b): cka(towers[a], towers[b]) for a in range(len(towers)) for b in range(a + 1, len(towers))}
         if None not in values.values():
-            found[layer] = values
-    return found
+            by_layer[layer] = values
+    return by_layer
 
 
 def across_of(values: Mapping[tuple[int, int], float]) -> tuple[float, float, float | None]:
@@ -307,7 +307,7 @@ def across_of(values: Mapping[tuple[int, int], float]) -> tuple[float, float, fl
 # --- uncertainty over the pictures
 
 
-def _dealt(count):
+def _sample(count):
     """`DEALT_PICTURES` of so many pictures, at most, as a slice."""
     return slice(None, None, -(-count // DEALT_PICTURES))
 
@@ -318,17 +318,19 @@ def _groups(count):
     return [number[number % GROUPS != group] for group in range(GROUPS)]
 
 
-def _without(a, b, groups):
+def _replicates(a, b, groups):
     """CKA without each group of pictures, (groups,)."""
-    return np.array([cka(*(_centred(each[np.ix_(kept, kept)]) for each in (a, b))) or 0.0 for kept in groups])
+    return np.array(
+        [cka(*(_centred(products[np.ix_(numbers, numbers)]) for products in (a, b))) or 0.0 for numbers in groups]
+    )
 
 
-def _estimate(value, without):
+def _estimate(value, replicates):
     """The `Estimate` by the jackknife over groups (Efron & Stein 1981, Ann. Stat. 9: 586), with Student's t."""
     from scipy import stats  # imported late: it takes half a second
 
-    count = len(without)
-    error = math.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
+    count = len(replicates)
+    error = math.sqrt((count - 1) / count * ((replicates - replicates.mean()) ** 2).sum())
     reach = float(stats.t.ppf(0.975, count - 1)) * error
     p = float(2 * stats.t.sf(abs(value) / error, count - 1)) if error > 0 else float(value == 0)
     return Estimate(value, (value - reach, value + reach), p)

@@ -102,15 +102,15 @@ def tower_differences(
         if not len(statistics) or len(statistics) % 2:
             raise ValueError(f"{len(statistics)} kernels are not those of two towers")
         in_a = np.arange(len(statistics)) < len(statistics) // 2
-    found = []
+    rows = []
     for measure, period in MEASURES.items():
         values = getattr(statistics, measure)
         has = statistics.tuned if period else np.full(len(values), True)
         a, b = values[has & in_a], values[has & ~in_a]
         name = "Kuiper's V" if period else "Cliff's delta"
-        found.append((measure, (len(a), len(b)), name, *_difference(a, b, period, draws, seed)))
-    corrected = holm([p for *_, p in found])
-    return {of_one[0]: Difference(*of_one, holm_p) for of_one, holm_p in zip(found, corrected, strict=True)}
+        rows.append((measure, (len(a), len(b)), name, *_difference(a, b, period, draws, seed)))
+    p_values = holm([p for *_, p in rows])
+    return {row[0]: Difference(*row, holm_p) for row, holm_p in zip(rows, p_values, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -178,13 +178,13 @@ def matching(runs: Sequence[np.ndarray]) -> tuple[float, float] | tuple[None, No
         return None, None
     kernels = np.concatenate(towers)
     points = np.split(_points(kernels, kernel_statistics(kernels)), np.cumsum([len(tower) for tower in towers])[:-1])
-    apart = {
+    distances = {
         (a, b): float(energy_distances(np.concatenate([points[a], points[b]]), np.arange(len(points[a]))[None])[0])
         for a in range(len(points))
         for b in range(a + 1, len(points))
     }
-    sums = np.array(list(pairings(apart, tuple(range(len(points))))))
-    own = sum(apart[2 * run, 2 * run + 1] for run in range(len(runs)))
+    sums = np.array(list(pairings(distances, tuple(range(len(points))))))
+    own = sum(distances[2 * run, 2 * run + 1] for run in range(len(runs)))
     return own / len(runs), float((sums >= own * (1 - 1e-12)).mean())
 
 
@@ -194,10 +194,10 @@ def _points(kernels, statistics):
 
     Orientation is a vector at twice its angle, as long as the kernel is selective, hue the one of `hue_axes`: so both
     are at most 1 long, and what has no orientation or no colour lies at 0."""
-    ranked = [ranks(getattr(statistics, measure)) / len(statistics) for measure in RANKED]
-    twice = 2 * np.deg2rad(statistics.orientation)
-    oriented = [statistics.selectivity * np.cos(twice), statistics.selectivity * np.sin(twice)]
-    return np.stack([*ranked, *oriented, *hue_axes(np.asarray(kernels, np.float64)).T], 1)
+    quantiles = [ranks(getattr(statistics, measure)) / len(statistics) for measure in RANKED]
+    double_angle = 2 * np.deg2rad(statistics.orientation)
+    orientation = [statistics.selectivity * np.cos(double_angle), statistics.selectivity * np.sin(double_angle)]
+    return np.stack([*quantiles, *orientation, *hue_axes(np.asarray(kernels, np.float64)).T], 1)
 
 
 def _difference(a, b, period, draws, seed):
@@ -207,10 +207,10 @@ def _difference(a, b, period, draws, seed):
     values, orders = np.concatenate([a, b]), random_orders(len(a) + len(b), draws, seed)[:, : len(a)]
     if period is None:
         effects = cliffs_delta(values, orders)
-        tested = np.abs(effects)
+        statistics = np.abs(effects)
     else:
-        effects, tested = kuipers_v(values % period, orders), watsons_u2(values % period, orders)
-    return float(effects[0]), float(np.median(np.abs(effects[1:]))), as_far_p(tested)
+        effects, statistics = kuipers_v(values % period, orders), watsons_u2(values % period, orders)
+    return float(effects[0]), float(np.median(np.abs(effects[1:]))), as_far_p(statistics)
 
 
 def appearance(runs: Mapping[str, np.ndarray], draws: int = 10_000, seed: int = 0) -> Appearance:
@@ -234,17 +234,17 @@ def appearance_by_chance(
         if len(kernels) < 2:
             raise ValueError(f"{name}: {len(kernels)} kernels can't be split in two")
         shares = chroma_of_halves(kernels, random_orders(len(kernels), splits + draws, seed)[1:])
-        apart = np.abs(shares[0] - shares[1])
-        found = zip(*shares, as_far_p_each(apart[:splits], apart[splits:]))
-        halves += [Halves(name, (float(a), float(b)), float(p)) for a, b, p in found]
+        differences = np.abs(shares[0] - shares[1])
+        rows = zip(*shares, as_far_p_each(differences[:splits], differences[splits:]))
+        halves += [Halves(name, (float(a), float(b)), float(p)) for a, b, p in rows]
     return _count(halves)
 
 
 def _count(halves):
     halves = tuple(halves)
-    found = [one for one in halves if one.specialised]
-    colour_in_b = sum(one.chroma[1] > one.chroma[0] for one in found)
-    return Appearance(len(halves), len(found), wilson(len(found), len(halves)), colour_in_b, halves)
+    hits = [pair for pair in halves if pair.specialised]
+    colour_in_b = sum(pair.chroma[1] > pair.chroma[0] for pair in hits)
+    return Appearance(len(halves), len(hits), wilson(len(hits), len(halves)), colour_in_b, halves)
 
 
 def chroma_shares(kernels: np.ndarray, towers: int) -> list[float]:

@@ -40,19 +40,19 @@ def on_dark(colour: Rgb) -> Rgb:
     if max(colour) - min(colour) <= GREY:
         white = sum(colour) / 3
         return tuple(white * a + (1 - white) * b for a, b in zip(rgb(DARK.paper), rgb(DARK.ink), strict=True))
-    if known := KNOWN.get("#" + "".join(f"{round(255 * one):02x}" for one in colour)):
-        return rgb(known)
+    if counterpart := KNOWN.get("#" + "".join(f"{round(255 * channel):02x}" for channel in colour)):
+        return rgb(counterpart)
     for white in range(100):
-        lighter = tuple(one + (1 - one) * white / 100 for one in colour)
-        if contrast(lighter, rgb(DARK.paper)) >= LEAST_CONTRAST:
-            return lighter
+        tint = tuple(channel + (1 - channel) * white / 100 for channel in colour)
+        if contrast(tint, rgb(DARK.paper)) >= LEAST_CONTRAST:
+            return tint
     return (1.0, 1.0, 1.0)
 
 
 def luminance(colour: Rgb) -> float:
     """Relative luminance of an sRGB colour, 0 to 1 (WCAG 2.2)."""
-    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in colour]
-    return sum(weight * one for weight, one in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in colour]
+    return sum(weight * channel for weight, channel in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def contrast(one: Rgb, other: Rgb) -> float:
@@ -64,18 +64,18 @@ def contrast(one: Rgb, other: Rgb) -> float:
 @contextmanager
 def in_the_dark(figure: "Figure") -> Iterator[None]:
     """A Figure that was drawn once has the colours of a dark page meanwhile."""
-    found = []  # all of them first: a figure and its patch share theirs
+    colours = []  # all of them first: a figure and its patch share theirs
     for artist in _artists(figure):
         for name in COLOURS:
             get, set_ = (getattr(artist, f"{what}_{name}", None) for what in ("get", "set"))
             if get and set_:
-                found.append((set_, get()))
+                colours.append((set_, get()))
     try:
-        for set_, colour in found:
-            set_(_changed(colour))
+        for set_, colour in colours:
+            set_(_dark_colours(colour))
         yield
     finally:
-        for set_, colour in found:
+        for set_, colour in colours:
             set_(colour)
 
 
@@ -90,19 +90,19 @@ def _artists(figure):
                 yield part
 
 
-def _changed(colours: Any) -> Any:
+def _dark_colours(colours: Any) -> Any:
     """A colour, or several, as matplotlib takes them."""
     from matplotlib.colors import to_rgba, to_rgba_array
 
-    def one(rgba):
+    def dark_rgba(rgba):
         return (*on_dark(tuple(map(float, rgba[:3]))), float(rgba[3]))
 
     if isinstance(colours, str) and colours in ("none", "auto", "inherit", "face"):
         return colours
     try:
-        return one(to_rgba(colours))
+        return dark_rgba(to_rgba(colours))
     except ValueError:
-        return [one(rgba) for rgba in to_rgba_array(colours)]
+        return [dark_rgba(rgba) for rgba in to_rgba_array(colours)]
 
 
 def rgb(hexadecimal: str) -> Rgb:

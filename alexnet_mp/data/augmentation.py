@@ -62,8 +62,8 @@ def colour_shift(
 
     factors: (N, 3), N(0, 1) for each image and component. Returns ((N, 3) float32 grey levels, scale).
     """
-    along = statistics.eigenvalues if recipe.colour_scale == "eigenvalue" else np.sqrt(statistics.eigenvalues)
-    components = 255.0 * statistics.eigenvectors * along  # (RGB, component): grey levels for a factor of 1
+    lengths = statistics.eigenvalues if recipe.colour_scale == "eigenvalue" else np.sqrt(statistics.eigenvalues)
+    components = 255.0 * statistics.eigenvectors * lengths  # (RGB, component): grey levels for a factor of 1
     scale = float(np.float32(1 / (1 + colour_noise))) if recipe.colour_shrink else 1.0
     return (colour_noise * factors @ components.T).astype(np.float32), scale
 
@@ -75,16 +75,16 @@ class Augment:
         self.recipe, self.statistics, self.device = recipe, statistics, device
         self.mean = torch.from_numpy(statistics.mean).float().to(device)
 
-    def __call__(self, crops: torch.Tensor, drawn: Draws, colour_noise: float) -> torch.Tensor:
-        """crops: (N, crop, crop, 3) uint8 on the host, already flipped; drawn: theirs.
+    def __call__(self, crops: torch.Tensor, draw: Draws, colour_noise: float) -> torch.Tensor:
+        """crops: (N, crop, crop, 3) uint8 on the host, already flipped; draw: theirs.
 
         Returns (N, 3, crop, crop) float32 on the device, in channels_last memory: grey levels minus the mean.
         """
         x = crops.to(self.device, non_blocking=True).float()
-        for image, top, left, flip in zip(x, drawn.top, drawn.left, drawn.flip, strict=True):
+        for image, top, left, flip in zip(x, draw.top, draw.left, draw.flip, strict=True):
             image -= self._mean_under(top, left, flip)
         if colour_noise:
-            shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise)
+            shift, scale = colour_shift(self.recipe, self.statistics, draw.colour, colour_noise)
             x += torch.from_numpy(shift).to(self.device, non_blocking=True)[:, None, None, :]
             if scale != 1:
                 x *= scale
@@ -101,10 +101,10 @@ class Augment:
         return window.flip(1) if flip else window
 
 
-def crop_and_flip(pictures: np.ndarray | Sequence[np.ndarray], drawn: Draws, crop: int) -> np.ndarray:
+def crop_and_flip(pictures: np.ndarray | Sequence[np.ndarray], draw: Draws, crop: int) -> np.ndarray:
     """(N, stored, stored, 3) uint8 and N draws -> (N, crop, crop, 3) uint8."""
     crops = np.empty((len(pictures), crop, crop, 3), np.uint8)
-    for target, picture, top, left, flip in zip(crops, pictures, drawn.top, drawn.left, drawn.flip, strict=True):
+    for target, picture, top, left, flip in zip(crops, pictures, draw.top, draw.left, draw.flip, strict=True):
         window = picture[top : top + crop, left : left + crop]
         target[:] = window[:, ::-1] if flip else window
     return crops

@@ -32,11 +32,11 @@ def minibatches(recipe: Recipe, count: int) -> list[range]:
     Each `batch_file_size` places are cut by themselves, so the last minibatch of every file may be short (2012 source:
     a file of 10,000 pictures of CIFAR-10 gives 78 minibatches of 128 and one of 16).
     """
-    file = recipe.batch_file_size or max(count, 1)
+    file_size = recipe.batch_file_size or max(count, 1)
     return [
-        range(start, min(start + recipe.batch_size, first + file, count))
-        for first in range(0, count, file)
-        for start in range(first, min(first + file, count), recipe.batch_size)
+        range(start, min(start + recipe.batch_size, file_start + file_size, count))
+        for file_start in range(0, count, file_size)
+        for start in range(file_start, min(file_start + file_size, count), recipe.batch_size)
     ]
 
 
@@ -62,14 +62,14 @@ class EpochKeys:
         self.recipe, self.count, self.step, self.epochs, self.pieces = recipe, count, step, epochs, pieces
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        cuts = minibatches(self.recipe, self.count)
-        done, first = divmod(self.step, len(cuts))
-        for epoch in range(done + 1, self.epochs + 1):
-            places = order(self.recipe, epoch, self.count)
-            for cut in cuts[first:]:
-                own = cut[self.pieces.read(len(cut))]
-                yield epoch, np.arange(own.start, own.stop), places[own.start : own.stop]
-            first = 0
+        ranges = minibatches(self.recipe, self.count)
+        last_epoch, start = divmod(self.step, len(ranges))
+        for epoch in range(last_epoch + 1, self.epochs + 1):
+            images = order(self.recipe, epoch, self.count)
+            for places in ranges[start:]:
+                part = places[self.pieces.read(len(places))]
+                yield epoch, np.arange(part.start, part.stop), images[part.start : part.stop]
+            start = 0
 
 
 def with_draws(
@@ -79,11 +79,11 @@ def with_draws(
     keys = iter(keys)
     while group := list(islice(keys, DRAWN_AT_ONCE)):
         for epoch in dict.fromkeys(epoch for epoch, _, _ in group):
-            batches = [(images, positions) for of, positions, images in group if of == epoch]
-            drawn, start = draws(recipe, epoch, *map(np.concatenate, zip(*batches))), 0
+            batches = [(images, positions) for batch_epoch, positions, images in group if batch_epoch == epoch]
+            draw, start = draws(recipe, epoch, *map(np.concatenate, zip(*batches))), 0
             for images, _ in batches:
                 part = slice(start, start + len(images))
-                yield epoch, images, Draws(drawn.top[part], drawn.left[part], drawn.flip[part], drawn.colour[part])
+                yield epoch, images, Draws(draw.top[part], draw.left[part], draw.flip[part], draw.colour[part])
                 start = part.stop
 
 

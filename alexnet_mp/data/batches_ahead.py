@@ -22,7 +22,7 @@ def ahead(items: Generator, devices: Sequence[torch.device]) -> Generator:
     for an item's tensors. An exception in the thread is raised here. Closing ends the thread, after the item that it
     is making.
     """
-    ready, room, closed = queue.SimpleQueue(), threading.Semaphore(AHEAD), threading.Event()
+    output, room, closed = queue.SimpleQueue(), threading.Semaphore(AHEAD), threading.Event()
 
     def make():
         try:
@@ -34,24 +34,24 @@ def ahead(items: Generator, devices: Sequence[torch.device]) -> Generator:
                     if closed.is_set():
                         return
                     item = next(items, _END)
-                    ready.put((item, [torch.cuda.current_stream(device).record_event() for device in devices]))
+                    output.put((item, [torch.cuda.current_stream(device).record_event() for device in devices]))
                     if item is _END:
                         return
                     del item  # or it would live as long as the next one takes
         except BaseException as error:
-            ready.put((error, []))
+            output.put((error, []))
 
     thread = threading.Thread(target=make, name="batches ahead", daemon=True)
     thread.start()
     try:
         while True:
-            item, made = ready.get()
+            item, events = output.get()
             room.release()
             if isinstance(item, BaseException):
                 raise item
             if item is _END:
                 return
-            _wait_for(item, devices, made)
+            _wait_for(item, devices, events)
             yield item
             del item
     finally:
@@ -60,10 +60,10 @@ def ahead(items: Generator, devices: Sequence[torch.device]) -> Generator:
         thread.join()
 
 
-def _wait_for(item, devices, made):
-    """Let the current streams wait for an item, a `Batch` or ({device: pictures}, labels), of which the events `made`
-    tell."""
-    for device, event in zip(devices, made):
+def _wait_for(item, devices, events):
+    """Let the current streams wait until an item is made: a `Batch`, or ({device: pictures}, labels). events: one for
+    each device, recorded when it was."""
+    for device, event in zip(devices, events):
         torch.cuda.current_stream(device).wait_event(event)
     images, labels = (item.images, item.labels) if isinstance(item, Batch) else (item[0].values(), item[1])
     parts = [tensor for each in images for tensor in (each.tensors() if isinstance(each, Uncropped) else [each])]

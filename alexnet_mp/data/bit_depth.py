@@ -70,11 +70,11 @@ def _levels(values, most, bits, kind):
 
 def _refuse_one_level(levels, low, high, most):
     """Raise UserError where different values, low to high, all become the same."""
-    least, brightest = levels.min().item(), levels.max().item()
+    darkest, brightest = levels.min().item(), levels.max().item()
     # A range of one level's width lands on one level or on two, as it lies; at the dark end both are black.
-    if least == brightest or brightest == 1:
+    if darkest == brightest or brightest == 1:
         raise UserError(
-            f"its values, {low:,} to {high:,} of {most:,}, all become grey level {'0 or ' * (least < brightest)}"
+            f"its values, {low:,} to {high:,} of {most:,}, all become grey level {'0 or ' * (darkest < brightest)}"
             f"{brightest} of 255; store it with 8 bits"
             + ("" if most == FLOATS else f", or say its bits (PNG: {SAID[0]}, TIFF: {SAID[1]})")
         )
@@ -93,9 +93,9 @@ def _refuse_black_map(image):
     source, args = image.filename or image.fp, next((tile.args for tile in image.tile), "")
     if isinstance(args, str) or args[-1] <= 255 or image.mode != "RGB" or np.asarray(image).max() > 1:
         return
-    with Image.open(source, formats=[image.format]) as again:  # with a white at which every value is a level of its own
-        again.tile = [tile._replace(args=(*args[:-1], LEAST_WHITE)) for tile in again.tile]
-        values = np.asarray(again)
+    with Image.open(source, formats=[image.format]) as copy:  # with a white at which every value is a level of its own
+        copy.tile = [tile._replace(args=(*args[:-1], LEAST_WHITE)) for tile in copy.tile]
+        values = np.asarray(copy)
     if values.min() != values.max():
         raise UserError(
             f"its values, of {args[-1]:,}, all become grey level 0 or 1 of 255; store it with 8 bits, or say which "
@@ -157,22 +157,22 @@ def _both_bytes(image, raw):
         if not high.any():
             raise UserError("its 16-bit colours, multiplied by their transparency, all become black; store 8 bits")
         return None
-    other = "RGBA" if grey else raw[:-1] + ("B" if raw[-1] != "B" else "L")  # grey: its four bytes lie as those do
-    with Image.open(source, formats=[image.format]) as again:
-        again.tile = [
-            tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in again.tile
+    mode = "RGBA" if grey else raw[:-1] + ("B" if raw[-1] != "B" else "L")  # grey: its four bytes lie as those do
+    with Image.open(source, formats=[image.format]) as copy:
+        copy.tile = [
+            tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:])) for tile in copy.tile
         ]
-        low = np.asarray(again)
-    low = low[:, :, 1:2] if grey else low[:, :, :3] if again.mode == "RGBA" else low
+        low = np.asarray(copy)
+    low = low[:, :, 1:2] if grey else low[:, :, :3] if copy.mode == "RGBA" else low
     values = high.astype(np.uint16) << 8 | low
     return np.repeat(values, 3, axis=2) if grey else values
 
 
 def _range(values, most):
     """(smallest, largest). Raises UserError where they are no numbers, or none of 0 to `most`."""
-    wrong = values.size - np.isfinite(values).sum()
-    if wrong:
-        raise UserError(f"{wrong:,} of its pixels are not numbers (NaN or infinite); only 0 to 255 is understood")
+    count = values.size - np.isfinite(values).sum()
+    if count:
+        raise UserError(f"{count:,} of its pixels are not numbers (NaN or infinite); only 0 to 255 is understood")
     low, high = values.min().item(), values.max().item()
     if most == FLOATS and high <= 1:  # taken as 0..255 all of it would be black
         raise UserError("its pixels are floats of at most 1; only 0 to 255 is understood")
@@ -193,6 +193,6 @@ def _scaled(values, bits, kind):
 
 
 def _note_dark(name, low, high, most):
-    most_are = ", 99 % of them in the lowest quarter" if high >= most * DARK / 255 else ""
+    share = ", 99 % of them in the lowest quarter" if high >= most * DARK / 255 else ""
     hint = "" if most == FLOATS else f"; a file that means fewer bits can say so (PNG: {SAID[0]}, TIFF: {SAID[1]})"
-    remarks.DARK.say(name, f"its values are {low:,} to {high:,}{most_are}, and taken as of {most:,}{hint}")
+    remarks.DARK.say(name, f"its values are {low:,} to {high:,}{share}, and taken as of {most:,}{hint}")

@@ -67,14 +67,14 @@ class PassedOver:
     """What is not read of a source: how many of a kind, and the first names of it. And what is odd about the rest."""
 
     def __init__(self):
-        self.found = {}  # reason: [count, first names]
+        self.entries = {}  # reason: [count, first names]
         self.odd = {}  # lines, each once
 
     def add(self, reason: tuple[str, str], name: str) -> None:
-        counted = self.found.setdefault(reason, [0, []])
-        counted[0] += 1
-        if len(counted[1]) < MOST_NAMED:
-            counted[1].append(printable(name if len(name) <= 200 else name[:200] + "..."))
+        entry = self.entries.setdefault(reason, [0, []])
+        entry[0] += 1
+        if len(entry[1]) < MOST_NAMED:
+            entry[1].append(printable(name if len(name) <= 200 else name[:200] + "..."))
 
     def add_outside(self, folder: "Tree", place: str) -> None:
         """The files of a folder that should hold nothing but folders."""
@@ -93,7 +93,7 @@ class PassedOver:
             f"passed over, {reason}: {count:,} ({', '.join(names)}"
             + (f" and {count - len(names):,} more" if count > len(names) else "")
             + f"){end}"
-            for (reason, end), (count, names) in self.found.items()
+            for (reason, end), (count, names) in self.entries.items()
         ]
 
     def tell(self, note: Callable[[str], None] | None) -> None:
@@ -181,35 +181,37 @@ class _Beginning:
             return file.read(start, count)
 
 
-def split_folders(root: Tree, passed: PassedOver) -> dict[str, Tree]:
+def split_folders(root: Tree, omissions: PassedOver) -> dict[str, Tree]:
     """{split: folder} of the splits that `root` has, as they are or by other names. All else in it is passed over.
 
     Raises UserError where two folders may be meant."""
-    found = {}
+    folders = {}
     has_train = "train" in root.folders or any(
         name.lower() in OTHER_NAMES["train"] and folder.folders for name, folder in root.folders.items()
     )
     for split, names in OTHER_NAMES.items():
-        same = [
+        candidates = [
             name for name, folder in root.folders.items() if name.lower() in names and (has_train or folder.folders)
         ]
         if split in root.folders:
-            same = [split]
-        if len(same) > 1:
-            raise UserError(f"{root.where}: {same[0]}/ and {same[1]}/ both mean {split}; rename one to {split}/")
-        if same:
-            found[split] = root.folders[same[0]]
-    taken = {id(folder) for folder in found.values()}
+            candidates = [split]
+        if len(candidates) > 1:
+            raise UserError(
+                f"{root.where}: {candidates[0]}/ and {candidates[1]}/ both mean {split}; rename one to {split}/"
+            )
+        if candidates:
+            folders[split] = root.folders[candidates[0]]
+    ids = {id(folder) for folder in folders.values()}
     for name in root.hidden:
-        passed.add(HIDDEN, name)
-    passed.add_outside(root, "")
+        omissions.add(HIDDEN, name)
+    omissions.add_outside(root, "")
     for name, folder in root.folders.items():
-        if id(folder) not in taken:
-            passed.add(NO_SPLIT, f"{name}/")
-    for first, second in combinations(found, 2):
-        if found[first].identity == found[second].identity:
-            passed.remark(f"{first}/ and {second}/ are one folder: what is measured on {second} was seen in {first}")
-    return found
+        if id(folder) not in ids:
+            omissions.add(NO_SPLIT, f"{name}/")
+    for first, second in combinations(folders, 2):
+        if folders[first].identity == folders[second].identity:
+            omissions.remark(f"{first}/ and {second}/ are one folder: what is measured on {second} was seen in {first}")
+    return folders
 
 
 def has_no_train(root: Tree) -> bool:
@@ -229,12 +231,12 @@ def refuse_lost_val(root: Tree, splits: Mapping[str, Tree], otherwise: str = "")
 def inner_source(root: Tree) -> str | None:
     """The name of the only folder in `root` that has train/, or class folders with pictures; None where none has, or
     several."""
-    found = [
+    candidates = [
         name
         for name, folder in root.folders.items()
         if "train" in split_folders(folder, PassedOver()) or any(map(has_picture, folder.folders.values()))
     ]
-    return found[0] if len(found) == 1 else None
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def val_by_another_name(root: Tree, splits: Mapping[str, Tree]) -> str | None:
@@ -243,67 +245,67 @@ def val_by_another_name(root: Tree, splits: Mapping[str, Tree]) -> str | None:
     None where there is no such folder."""
     if "val" in splits or "train" not in splits:
         return None
-    taken, classes = {id(folder) for folder in splits.values()}, splits["train"].folders.keys()
+    ids, classes = {id(folder) for folder in splits.values()}, splits["train"].folders.keys()
     for name, folder in root.folders.items():
-        if id(folder) not in taken and any(has_picture(folder.folders[it]) for it in classes & folder.folders.keys()):
+        if id(folder) not in ids and any(has_picture(folder.folders[key]) for key in classes & folder.folders.keys()):
             return name
     return None
 
 
 def has_picture(folder: Tree) -> bool:
     """Whether a picture lies in a folder itself."""
-    passed = PassedOver()
-    return any(_is_picture(folder, name, "", passed) for name in folder.files)
+    omissions = PassedOver()
+    return any(_is_picture(folder, name, "", omissions) for name in folder.files)
 
 
 def classes_of(folder: Tree, fewest: int = 2) -> list[str]:
     """The names of the class folders, sorted. Raises UserError where there are fewer than `fewest`, 1 or 2."""
     names = list(folder.folders)
     if len(names) < fewest:
-        found = f"a single class, {printable(names[0])}" if names else "no class folders"
-        raise UserError(f"{folder.where}: {found}; training needs at least two, as folders of pictures in it")
+        content = f"a single class, {printable(names[0])}" if names else "no class folders"
+        raise UserError(f"{folder.where}: {content}; training needs at least two, as folders of pictures in it")
     return names
 
 
-def pictures_of(folder: Tree[File], passed: PassedOver, place: str = "") -> dict[str, dict[str, File]]:
+def pictures_of(folder: Tree[File], omissions: PassedOver, place: str = "") -> dict[str, dict[str, File]]:
     """{class: {name: file}} of a folder of class folders, by name. place: of the folder, "train/", for what is named.
 
     Raises UserError for a class without a picture."""
     for name in folder.hidden:
-        passed.add(HIDDEN, place + name)
-    passed.add_outside(folder, place)
+        omissions.add(HIDDEN, place + name)
+    omissions.add_outside(folder, place)
     for line in nearly_same(folder.folders):
-        passed.remark(line)
-    found, known = {}, {}
-    for name, of_class in folder.folders.items():
-        if (same := known.setdefault(of_class.identity, name)) != name:
-            one, other = (printable(f"{place}{each}/") for each in (same, name))
-            passed.remark(f"{one} and {other} are one folder: two classes of the same pictures")
-        found[name] = pictures_in(of_class, passed, f"{place}{name}/")
-        if not found[name]:
-            below = next((f"{sub}/" for sub, inner in of_class.folders.items() for _ in inner.below()), None)
+        omissions.remark(line)
+    pictures, first_names = {}, {}
+    for name, class_folder in folder.folders.items():
+        if (first_name := first_names.setdefault(class_folder.identity, name)) != name:
+            one, other = (printable(f"{place}{each}/") for each in (first_name, name))
+            omissions.remark(f"{one} and {other} are one folder: two classes of the same pictures")
+        pictures[name] = pictures_in(class_folder, omissions, f"{place}{name}/")
+        if not pictures[name]:
+            subfolder = next((f"{sub}/" for sub, inner in class_folder.folders.items() for _ in inner.below()), None)
             raise UserError(
-                f"{of_class.where}: the class is empty, no picture in it ({READ})"
-                + (f"; pictures belong in {name}/ itself, not in {name}/{below}" if below else "")
+                f"{class_folder.where}: the class is empty, no picture in it ({READ})"
+                + (f"; pictures belong in {name}/ itself, not in {name}/{subfolder}" if subfolder else "")
             )
-    return found
+    return pictures
 
 
-def pictures_in(folder: Tree[File], passed: PassedOver, place: str) -> dict[str, File]:
+def pictures_in(folder: Tree[File], omissions: PassedOver, place: str) -> dict[str, File]:
     """{name: file} of the pictures that lie in a folder itself, by name."""
     for name in folder.hidden:
-        passed.add(HIDDEN, place + name)
+        omissions.add(HIDDEN, place + name)
     for name, inner in folder.folders.items():
         for file in inner.below():
-            passed.add(BELOW, f"{place}{name}/{file}".rstrip("/"))
-    return {name: file for name, file in folder.files.items() if _is_picture(folder, name, place, passed)}
+            omissions.add(BELOW, f"{place}{name}/{file}".rstrip("/"))
+    return {name: file for name, file in folder.files.items() if _is_picture(folder, name, place, omissions)}
 
 
-def _is_picture(folder, name, place, passed):
+def _is_picture(folder, name, place, omissions):
     try:
         if folder.is_picture(name):
             return True
-        passed.add(NO_PICTURE, place + name)
+        omissions.add(NO_PICTURE, place + name)
     except UserError as error:
-        passed.add(UNOPENED, f"{place}{name}: {str(error).rsplit(': ', 1)[-1]}")
+        omissions.add(UNOPENED, f"{place}{name}: {str(error).rsplit(': ', 1)[-1]}")
     return False

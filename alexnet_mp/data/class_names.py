@@ -28,7 +28,7 @@ def accents(names: Iterable[object], others: Iterable[object]) -> str:
     """A hint, to be put behind a difference, where some name of the one and some of the other differ by nothing but how
     accents are written; "" where none do."""
     letters = [
-        {unicodedata.normalize("NFC", name) for name in some if isinstance(name, str)} for some in (names, others)
+        {unicodedata.normalize("NFC", name) for name in group if isinstance(name, str)} for group in (names, others)
     ]
     return f" ({SAME_LETTERS})" if letters[0] & letters[1] else ""
 
@@ -36,26 +36,26 @@ def accents(names: Iterable[object], others: Iterable[object]) -> str:
 def nearly_same(names: Iterable[str]) -> list[str]:
     """Lines that name the classes that a reader takes for one: they differ in how accents are written, in capitals or
     in spaces alone. They count as different."""
-    alike = defaultdict(list)
+    groups = defaultdict(list)
     for name in names:
-        alike[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
-    pairs = [pair for some in alike.values() for pair in zip(some, some[1:])]
-    shown = []
+        groups[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+    pairs = [pair for group in groups.values() for pair in zip(group, group[1:])]
+    lines = []
     for pair in pairs[:MOST_NAMED]:
-        how = _how(*pair)
-        one, other = (ascii(name) if how == ACCENTS else f"'{printable(name)}'" for name in pair)
-        shown.append(f"classes {one} and {other} are two, which differ in {how} alone")
-    return shown + [f"{len(pairs) - MOST_NAMED:,} more pairs of classes are as much alike"] * (len(pairs) > MOST_NAMED)
+        difference = _how(*pair)
+        one, other = (ascii(name) if difference == ACCENTS else f"'{printable(name)}'" for name in pair)
+        lines.append(f"classes {one} and {other} are two, which differ in {difference} alone")
+    return lines + [f"{len(pairs) - MOST_NAMED:,} more pairs of classes are as much alike"] * (len(pairs) > MOST_NAMED)
 
 
 def apart_by_number(names: Sequence[str]) -> list[str]:
     """The names of all classes as a person can tell them apart: "café (class 2)", the first is 1, where two differ in
     how accents are written alone."""
-    letters = [unicodedata.normalize("NFC", name) for name in names]
-    count = Counter(letters)
+    spellings = [unicodedata.normalize("NFC", name) for name in names]
+    counts = Counter(spellings)
     return [
-        name if count[same] == 1 else f"{name} (class {number})"
-        for number, (name, same) in enumerate(zip(names, letters), start=1)
+        name if counts[spelling] == 1 else f"{name} (class {number})"
+        for number, (name, spelling) in enumerate(zip(names, spellings), start=1)
     ]
 
 

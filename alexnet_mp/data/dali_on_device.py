@@ -32,7 +32,7 @@ class DaliOnDevice:
     ):
         from nvidia.dali import Pipeline
 
-        self.device, self.on_gpu, self.inputs, self.given, self.lent = (
+        self.device, self.on_gpu, self.inputs, self.batches, self.loans = (
             device,
             device.type == "cuda",
             [],
@@ -65,28 +65,28 @@ class DaliOnDevice:
     def feed(self, inputs: Mapping[str, Sequence | np.ndarray]) -> None:
         """Start work on a batch. inputs: {name: its N values}, among them all that the graph has; kept until they were
         used."""
-        given = {name: inputs[name] for name in self.inputs}
+        batch = {name: inputs[name] for name in self.inputs}
         with self._here() as stream:
-            for name, values in given.items():
+            for name, values in batch.items():
                 self.pipe.feed_input(name, values, cuda_stream=stream)
             self.pipe.schedule_run()
-        self.given.append(given)
+        self.batches.append(batch)
 
     def take(self) -> "TensorListCPU | TensorListGPU":
         """The TensorList of the oldest batch, once it is made. On a GPU it may be used by the stream that is current
         now, and has to be kept until that has been done (`Lent`). Raises RuntimeError where DALI failed."""
         with self._here() as stream:
             (tensors,) = self.pipe.outputs(cuda_stream=stream)
-        given = self.given.popleft()
+        batch = self.batches.popleft()
         if self.on_gpu:
-            self.lent.keep(given)
+            self.loans.keep(batch)
         return tensors
 
     def close(self) -> None:
         """End its threads."""
         self.pipe = None  # ends when the last reference goes
-        self.lent.wait()
-        self.given.clear()
+        self.loans.wait()
+        self.batches.clear()
 
     @contextmanager
     def _here(self):

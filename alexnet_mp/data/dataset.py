@@ -108,16 +108,16 @@ def reason_of(error: UserError, source: str) -> str:
     return str(error).removeprefix(f"--data {source}: ").removesuffix(f"; {TAKES}")
 
 
-def difference(before: str, dataset: DataSet) -> str | None:
-    """In words, why a fingerprint of before is not that of a data set; None where it is.
+def difference(old_fingerprint: str, dataset: DataSet) -> str | None:
+    """In words, why an earlier fingerprint is not that of a data set; None where it is.
 
     Of a folder, names, sizes and times of the pictures are compared; where it was fingerprinted without times, as
     former versions did, names and sizes alone."""
-    if before in (dataset.fingerprint, getattr(dataset, "names_and_sizes", None)):
+    if old_fingerprint in (dataset.fingerprint, getattr(dataset, "names_and_sizes", None)):
         return None
     if not isinstance(dataset, Folder):
         return "it is another data set, or another version of it"
-    if before[:SAME_FILES] == dataset.fingerprint[:SAME_FILES]:
+    if old_fingerprint[:SAME_FILES] == dataset.fingerprint[:SAME_FILES]:
         return (
             "names and sizes of its pictures are the same, their times are not: some were replaced, or all were copied "
             "without their times (cp -p keeps them)"
@@ -142,11 +142,11 @@ class Folder:
         if not root.is_dir():
             problem = "it is not a directory" if root.exists() else "no such directory"
             raise UserError(f"--data {directory}: {problem}; {TAKES}")
-        passed = PassedOver()
-        folders = _split_folders(DiskFolder(root), directory, splits, stored_size, passed)
+        omissions = PassedOver()
+        folders = _split_folders(DiskFolder(root), directory, splits, stored_size, omissions)
         self.classes, files, times = classes_of(folders[splits[0]]), hashlib.sha256(), hashlib.sha256()
-        self.splits = {split: self._split(folders[split], stored_size, files, times, passed) for split in splits}
-        self.passed_over = passed.lines()
+        self.splits = {split: self._split(folders[split], stored_size, files, times, omissions) for split in splits}
+        self.passed_over = omissions.lines()
         self.names_and_sizes = files.hexdigest()
         self.fingerprint = self.names_and_sizes[:SAME_FILES] + times.hexdigest()[SAME_FILES:]
         self.description = (
@@ -154,17 +154,17 @@ class Folder:
             f"images of {len(self.classes)} classes"
         )
 
-    def _split(self, tree, stored_size, names_and_sizes, times, passed):
-        folder, found = Path(tree.path), classes_of(tree, fewest=1)
-        if found != self.classes:
-            differences = (("missing", set(self.classes) - set(found)), ("extra", set(found) - set(self.classes)))
+    def _split(self, tree, stored_size, names_and_sizes, times, omissions):
+        folder, classes = Path(tree.path), classes_of(tree, fewest=1)
+        if classes != self.classes:
+            differences = (("missing", set(self.classes) - set(classes)), ("extra", set(classes) - set(self.classes)))
             raise UserError(
                 f"{folder}: its classes differ from those of the other split: "
                 + "; ".join(f"{what} {_some(sorted(names))}" for what, names in differences if names)
                 + accents(*(names for _, names in differences))
             )
         files, labels = [], []
-        for label, images in enumerate(pictures_of(tree, passed, f"{tree.name}/").values()):
+        for label, images in enumerate(pictures_of(tree, omissions, f"{tree.name}/").values()):
             files += map(Path, images.values())
             labels += [label] * len(images)
         for path in files:  # not their contents: a changed set is noticed without reading it
@@ -225,15 +225,15 @@ class CachedSplit:
 def cache_splits(dataset: DataSet, stored_size: int) -> list[str]:
     """Put a cache before train and val where reading is slow and half of the free memory holds them. Returns their
     names."""
-    room, held = free_memory() // 2, []
+    room, names = free_memory() // 2, []
     for name in ("train", "val"):
         split = dataset.splits[name]
         need = len(split) * stored_size * stored_size * 3
         if split.storage == "files" and need <= room:
             dataset.splits[name] = CachedSplit(split, stored_size)
             room -= need
-            held.append(name)
-    return held
+            names.append(name)
+    return names
 
 
 def cost_of_reading(dataset: DataSet, in_memory: Sequence[str]) -> str:
@@ -247,37 +247,37 @@ def cost_of_reading(dataset: DataSet, in_memory: Sequence[str]) -> str:
     }[dataset.splits["train"].storage]
 
 
-def _split_folders(root, data, splits, stored_size, passed):
+def _split_folders(root, data, splits, stored_size, omissions):
     """{split: its folder} of a root with all splits asked for."""
-    folders = split_folders(root, passed)
+    folders = split_folders(root, omissions)
     for split in splits:
         if split not in folders:
             if split == "val":
                 refuse_lost_val(root, folders)
-            other = val_by_another_name(root, folders) if split == "val" else None
-            way = _way_out(root, folders, stored_size) if "train" in splits and not other else ""
+            alias = val_by_another_name(root, folders) if split == "val" else None
+            way = _way_out(root, folders, stored_size) if "train" in splits and not alias else ""
             if not way and split == "train" and (inner := inner_source(root)):
                 way = f"if {printable(inner)}/ in it is meant, write {Path(data) / inner}"
-            there = "" if way else ", ".join(f"{folder.name}/" for folder in folders.values())
+            names = "" if way else ", ".join(f"{folder.name}/" for folder in folders.values())
             raise UserError(
-                f"--data {data}: it has no {split}/ folder{f', only {there}' if there else ''}; "
+                f"--data {data}: it has no {split}/ folder{f', only {names}' if names else ''}; "
                 f"{way or f'images belong in {split}/<class>/'}"
-                + (f"; if {other}/ is meant, rename it" if other else "")
+                + (f"; if {alias}/ is meant, rename it" if alias else "")
             )
     return folders
 
 
 def _way_out(root, folders, stored_size):
     """What makes a set of a folder of class folders that nobody has split, or "" where it is none."""
-    found = [name for name, folder in folders.get("train", root).folders.items() if has_picture(folder)]
-    typed_as, whole = Path(root.path), Path(root.path).resolve()
-    if len(found) < 2 or not whole.name:
+    classes = [name for name, folder in folders.get("train", root).folders.items() if has_picture(folder)]
+    path, real_path = Path(root.path), Path(root.path).resolve()
+    if len(classes) < 2 or not real_path.name:
         return ""
-    made = (whole if typed_as.name in ("", "..") else typed_as).with_name(f"{whole.name}-prepared")
+    dest = (real_path if path.name in ("", "..") else path).with_name(f"{real_path.name}-prepared")
     return (
-        f"of its {len(found)} class folders ({_some(found)}) a part can be cut off for validation: "
-        f"{typed('prepare', typed_as, made, '--size', stored_size)}, then the same command with "
-        f"--data {shlex.quote(str(made))}"
+        f"of its {len(classes)} class folders ({_some(classes)}) a part can be cut off for validation: "
+        f"{typed('prepare', path, dest, '--size', stored_size)}, then the same command with "
+        f"--data {shlex.quote(str(dest))}"
     )
 
 

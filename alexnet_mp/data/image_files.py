@@ -59,10 +59,10 @@ def map_pictures(
     orientation."""
     paths = [file for path in paths for file in (pictures_below(path) if os.path.isdir(path) else [path])]
     for start in range(0, len(paths), AT_ONCE):
-        some = [(path, _read(path, size)) for path in paths[start : start + AT_ONCE]]
-        good = [picture for _, picture in some if not isinstance(picture, UserError)]
-        answers = iter(answer(good)) if good else iter(())
-        for path, picture in some:
+        batch = [(path, _read(path, size)) for path in paths[start : start + AT_ONCE]]
+        pictures = [picture for _, picture in batch if not isinstance(picture, UserError)]
+        answers = iter(answer(pictures)) if pictures else iter(())
+        for path, picture in batch:
             if isinstance(picture, UserError):
                 complain(picture)
                 yield path, picture, None
@@ -77,23 +77,23 @@ def pictures_below(folder: str) -> list[str]:
 
     What is passed over, hidden files and folders, files that are no pictures and links to folders, is counted and named
     on standard error, a line a reason; a file that is named like a picture counts as one."""
-    pictures, passed = [], PassedOver()
+    pictures, omissions = [], PassedOver()
     try:
         for place, folders, names in os.walk(folder, onerror=_raise):
-            inside = os.path.relpath(place, folder)
+            relative_folder = os.path.relpath(place, folder)
             for name in sorted(folders + names):
-                path, shown = os.path.join(place, name), os.path.normpath(os.path.join(inside, name))
+                path, relative_path = os.path.join(place, name), os.path.normpath(os.path.join(relative_folder, name))
                 if is_hidden(name):
-                    passed.add(HIDDEN, shown)
+                    omissions.add(HIDDEN, relative_path)
                 elif name in folders and os.path.islink(path):
-                    passed.add(LINKED, shown)
+                    omissions.add(LINKED, relative_path)
                 elif name not in folders:
-                    _look(path, shown, pictures, passed)
+                    _look(path, relative_path, pictures, omissions)
             folders[:] = sorted(name for name in folders if not is_hidden(name))
     except OSError as error:
         complain(f"cannot read {printable(str(error.filename))}: {error.strerror}")
         return [folder]
-    for line in passed.lines():
+    for line in omissions.lines():
         print(f"{printable(folder)}: {line}", file=sys.stderr)
     return pictures or [folder]
 
@@ -102,19 +102,19 @@ def _raise(error):
     raise error
 
 
-def _look(path, shown, pictures, passed):
+def _look(path, relative_path, pictures, omissions):
     """Add a file to the pictures or to what is passed over."""
     folder, name = os.path.split(path)
     try:
         if DiskFolder(folder).is_picture(name):
             pictures.append(path)
         else:
-            passed.add(NO_PICTURE, shown)
+            omissions.add(NO_PICTURE, relative_path)
     except UserError as error:
         if os.path.isfile(path):  # the reason is said where it is read
             pictures.append(path)
         else:
-            passed.add(UNOPENED, f"{shown}: {str(error).rsplit(': ', 1)[-1]}")
+            omissions.add(UNOPENED, f"{relative_path}: {str(error).rsplit(': ', 1)[-1]}")
 
 
 def _read(path, size):

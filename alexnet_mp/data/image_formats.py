@@ -93,12 +93,12 @@ def gunzipped(content: bytes, largest: int) -> bytes:
     """The bytes that a gzip file holds. Raises ValueError where it is damaged or holds more than `largest` bytes."""
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
     try:
-        unpacked = unpacker.decompress(content, largest)
+        output = unpacker.decompress(content, largest)
     except zlib.error as error:
         raise ValueError(f"damaged gzip data ({error})") from None
     if not unpacker.eof:
         raise ValueError(f"its gzip data is cut short or unpacks to more than {largest:,} bytes")
-    return unpacked
+    return output
 
 
 @contextmanager
@@ -156,11 +156,11 @@ def holds_several(image: Image.Image) -> bool:
 def _follows_a_map(image):
     """Whether another portable map begins where the binary pixels of the first end."""
     (tile,) = image.tile
-    rawmode, *most = (tile.args,) if isinstance(tile.args, str) else tile.args
+    rawmode, *maxval = (tile.args,) if isinstance(tile.args, str) else tile.args
     if tile.codec_name == "ppm_plain":
         return False
     width, height = image.size
-    wide = ";16" in rawmode or max(most, default=0) > 255
+    wide = ";16" in rawmode or max(maxval, default=0) > 255
     row = -(-width // 8) if image.mode == "1" else width * len(image.getbands()) * (2 if wide else 1)
     place = image.fp.tell()
     image.fp.seek(tile.offset + row * height)
@@ -184,10 +184,8 @@ def _check_pixels(pixels):
 
 def _too_much(count):
     """'10.0 GB, more than the 2 GB that ...'."""
-    needed = -(-count // 10**8) / 10
-    return (
-        f"{needed:,.1f} GB, more than the {most_bytes() / 1e9:,g} GB a picture may take; {MEMORY}={needed:g} raises it"
-    )
+    size = -(-count // 10**8) / 10
+    return f"{size:,.1f} GB, more than the {most_bytes() / 1e9:,g} GB a picture may take; {MEMORY}={size:g} raises it"
 
 
 @contextmanager
@@ -215,7 +213,7 @@ def _essential_png(content):
 
     Kept are the critical chunks, and, where they are whole, sBIT and what says how many pictures there are; behind a
     cut, everything, for Pillow to judge."""
-    kept, start, view = [content[:8]], 8, memoryview(content)
+    chunks, start, view = [content[:8]], 8, memoryview(content)
     while start + 12 <= len(content):
         end = start + 12 + int.from_bytes(content[start : start + 4])
         kind = content[start + 4 : start + 8]
@@ -225,24 +223,24 @@ def _essential_png(content):
         several = kind == b"acTL" and end - start == 20 and int.from_bytes(content[start + 8 : start + 12]) > 1
         whole = zlib.crc32(view[start + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
         if kind[:1].isupper() or whole and (kind == b"sBIT" or several):  # upper case: critical (PNG 3, 5.4)
-            kept.append(view[start:end])
+            chunks.append(view[start:end])
         start = end
-    return b"".join([*kept, view[start:]])
+    return b"".join([*chunks, view[start:]])
 
 
 def _essential_jpeg(content):
     """A JPEG without its EXIF, profiles, comments and further pictures, which no pixel of the first depends on.
 
     Kept are APP0 and APP14, which tell how colours are coded; behind what is no segment, everything."""
-    kept, start, view = [content[:2]], 2, memoryview(content)
+    segments, start, view = [content[:2]], 2, memoryview(content)
     while start + 4 <= len(content) and content[start] == 0xFF:
         marker, end = content[start + 1], start + 2 + int.from_bytes(content[start + 2 : start + 4])
         if not 0xC0 <= marker <= 0xFE or marker in (0xD9, 0xDA) or end > len(content):
             break
         if not (0xE1 <= marker <= 0xEF and marker != 0xEE or marker == 0xFE):
-            kept.append(view[start:end])
+            segments.append(view[start:end])
         start = end
-    return b"".join([*kept, view[start:]])
+    return b"".join([*segments, view[start:]])
 
 
 _ESSENTIAL = {"PNG": _essential_png, "JPEG": _essential_jpeg}

@@ -41,20 +41,20 @@ def refuse_batch(
     counted is the least that they can do with; a GPU says by itself what doesn't fit into its own memory.
     """
 
-    images, free = min(batch_size, max(map(len, pipeline.dataset.splits.values()))), free_memory()
+    images, free_bytes = min(batch_size, max(map(len, pipeline.dataset.splits.values()))), free_memory()
     ahead = _ahead(pipeline, images)
 
     def need(images):
         return processes * least_bytes(pipeline, images, training, pieces, ahead)
 
-    if need(images) <= free:
+    if need(images) <= free_bytes:
         return
-    among = f" in {processes} processes" if processes > 1 else ""
-    short = f"{need(images) / 1e9:,.1f} GB of memory at least{among}, and {free / 1e9:,.1f} GB are free"
-    if need(1) > free:
-        raise UserError(f"the network of {need(0) / 1e9:,.1f} GB and a batch need {short}; fewer maps would fit")
-    fits = bisect_right(range(1, images), free, key=need)
-    raise UserError(f"batch size {batch_size}: {images:,} images need {short}; about {fits:,} would fit")
+    where = f" in {processes} processes" if processes > 1 else ""
+    shortage = f"{need(images) / 1e9:,.1f} GB of memory at least{where}, and {free_bytes / 1e9:,.1f} GB are free"
+    if need(1) > free_bytes:
+        raise UserError(f"the network of {need(0) / 1e9:,.1f} GB and a batch need {shortage}; fewer maps would fit")
+    most = bisect_right(range(1, images), free_bytes, key=need)
+    raise UserError(f"batch size {batch_size}: {images:,} images need {shortage}; about {most:,} would fit")
 
 
 def least_bytes(
@@ -65,23 +65,25 @@ def least_bytes(
     recipe, classes = pipeline.recipe, len(pipeline.dataset.classes)
     towers = sum(device.type == "cpu" for device in pipeline.devices)
     # Weights, their gradients and their velocity.
-    fixed = 4 * (3 if training else 1) * sum(parameter_counts(recipe, classes)[:towers])
+    state_bytes = 4 * (3 if training else 1) * sum(parameter_counts(recipe, classes)[:towers])
     if not images:
-        return fixed
+        return state_bytes
     pixels = 3 * recipe.crop_size**2
     ahead = _ahead(pipeline, images) if ahead is None else ahead
-    an_image = pixels * (1 + ahead) + (4 * pixels if towers else 0)
+    image_bytes = pixels * (1 + ahead) + (4 * pixels if towers else 0)
     # Forward keeps for backward what every layer computes; in a test, of whole batches, only the largest has to be
     # there.
-    computed = [math.prod(size.computed) for size in sizes(recipe, classes)[:-1]]
-    value = towers * pipeline.dtype.itemsize
-    tested = images * (an_image + value * max(computed, default=0))
+    activations = [math.prod(size.computed) for size in sizes(recipe, classes)[:-1]]
+    value_bytes = towers * pipeline.dtype.itemsize
+    test_bytes = images * (image_bytes + value_bytes * max(activations, default=0))
     if not training:
-        return fixed + tested
-    own = [pieces.rows(piece, images) for piece in pieces.own(images)]
-    read = pieces.read(images)
-    at_once = max((rows.stop - rows.start for rows in own), default=0)
-    return fixed + max(tested, (read.stop - read.start) * an_image + at_once * value * sum(computed))
+        return state_bytes + test_bytes
+    row_ranges = [pieces.rows(piece, images) for piece in pieces.own(images)]
+    read_range = pieces.read(images)
+    most_rows = max((rows.stop - rows.start for rows in row_ranges), default=0)
+    return state_bytes + max(
+        test_bytes, (read_range.stop - read_range.start) * image_bytes + most_rows * value_bytes * sum(activations)
+    )
 
 
 def _ahead(pipeline, images):

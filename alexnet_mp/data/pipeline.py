@@ -72,8 +72,8 @@ def make_pipeline(
         choice = "raw" if raw else "dali" if pipeline_dali.available() else "torch"
         if choice == "torch":
             say("pipeline torch: DALI is not installed (pip install nvidia-dali-cuda130)")
-        elif choice == "dali" and (why := pipeline_dali.problem()):
-            say(f"WARNING: pipeline torch: DALI can't be loaded ({why})")
+        elif choice == "dali" and (reason := pipeline_dali.problem()):
+            say(f"WARNING: pipeline torch: DALI can't be loaded ({reason})")
             choice = "torch"
     if choice == "raw" and not raw:
         raise UserError(

@@ -79,8 +79,8 @@ class DaliPipeline:
             raise UserError(
                 f"--pipeline dali: DALI is not installed; {INSTALL} installs it, and --pipeline torch works everywhere"
             )
-        if why := problem():
-            raise UserError(f"--pipeline dali: DALI can't be loaded ({why}); --pipeline torch works everywhere")
+        if reason := problem():
+            raise UserError(f"--pipeline dali: DALI can't be loaded ({reason}); --pipeline torch works everywhere")
         for device in self.devices:
             if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
                 raise UserError(f"--pipeline dali: there is no CUDA device {device}; --gpus cpu works everywhere")
@@ -102,13 +102,15 @@ class DaliPipeline:
         yield from batches
 
     def _training(self, split, keys, colour_noise):
-        lent = self._nothing_lent()
+        loans = self._nothing_lent()
         with (
             closing(self._to_train(split, keys, colour_noise)) as items,
-            closing(self._made(split, items, min(self.recipe.batch_size, len(split)), self._finished, lent)) as batches,
+            closing(self._run(split, items, min(self.recipe.batch_size, len(split)), self._finished, loans)) as batches,
         ):
-            for item, made in batches:
-                yield Batch(item.epoch, self._on_each_tower(made, lent), self._labels(split, item.images), item.images)
+            for item, outputs in batches:
+                yield Batch(
+                    item.epoch, self._on_each_tower(outputs, loans), self._labels(split, item.images), item.images
+                )
 
     def views(
         self, split: str, batch_size: int, which: Sequence[tuple[int, int, bool]]
@@ -118,54 +120,54 @@ class DaliPipeline:
 
         which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A picture is decoded once
         and stays on its device as uint8; a view of it is made when it is asked for."""
-        source, finish, lent = self.dataset.splits[split], {}, self._nothing_lent()
+        source, finishers, loans = self.dataset.splits[split], {}, self._nothing_lent()
         batch_size = min(batch_size, len(source))
         with (
             closing(self._to_test(source, in_order(len(source), batch_size, self.pieces))) as items,
-            closing(self._made(source, items, batch_size, self._decoded, lent)) as batches,
+            closing(self._run(source, items, batch_size, self._decoded, loans)) as batches,
         ):
             try:
                 for item, pictures in batches:
-                    for device in pictures.keys() - finish.keys():  # late: an error in the first batch comes before
-                        finish[device] = DaliOnDevice(
+                    for device in pictures.keys() - finishers.keys():  # late: an error in the first batch comes before
+                        finishers[device] = DaliOnDevice(
                             device, batch_size, self.workers, lambda dali: self._finished(dali, "decoded", 1.0)
                         )
-                    views = self._views_of(pictures, len(item.images), finish, which, lent)
+                    views = self._views_of(pictures, len(item.images), finishers, which, loans)
                     yield views, self._labels(source, item.images)
             finally:
-                close_all(finish)
+                close_all(finishers)
 
-    def _views_of(self, pictures, count, finish, which, lent):
+    def _views_of(self, pictures, count, finishers, which, loans):
         for view in which:
-            fixed = of_view(view, count)
-            drawn = self._drawn(fixed.top, fixed.left, fixed.flip, np.zeros((count, 3), np.float32))
-            for device, dali in finish.items():
-                dali.feed({"pictures": pictures[device]} | drawn)
-            yield self._on_each_tower({device: dali.take() for device, dali in finish.items()}, lent)
+            draw = of_view(view, count)
+            inputs = self._draw_inputs(draw.top, draw.left, draw.flip, np.zeros((count, 3), np.float32))
+            for device, dali in finishers.items():
+                dali.feed({"pictures": pictures[device]} | inputs)
+            yield self._on_each_tower({device: dali.take() for device, dali in finishers.items()}, loans)
 
     def _to_train(self, split, keys, colour_noise):
-        with closing(self._read(split, (images for _, _, images in keys))) as read:
-            for inputs, (epoch, images, drawn) in zip(read, with_draws(self.recipe, keys)):
-                shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise(epoch))
-                yield _Item(epoch, images, inputs | self._drawn(drawn.top, drawn.left, drawn.flip, shift), scale)
+        with closing(self._read(split, (images for _, _, images in keys))) as batches:
+            for inputs, (epoch, images, draw) in zip(batches, with_draws(self.recipe, keys)):
+                shift, scale = colour_shift(self.recipe, self.statistics, draw.colour, colour_noise(epoch))
+                yield _Item(epoch, images, inputs | self._draw_inputs(draw.top, draw.left, draw.flip, shift), scale)
 
     def _to_test(self, split, keys):
-        with closing(self._read(split, keys)) as read:
-            for inputs, images in zip(read, keys):
+        with closing(self._read(split, keys)) as batches:
+            for inputs, images in zip(batches, keys):
                 yield _Item(0, images, inputs, 1.0)
 
     def _read(self, split, keys):
         """The JPEG files, or the pictures, of each batch: {input: N arrays}. keys: the numbers of its images."""
         if split.storage == "files":
-            with closing(load(StoredPictures(split), keys, self.workers, self.on_gpu)) as loaded:
-                for pictures, _ in loaded:
+            with closing(load(StoredPictures(split), keys, self.workers, self.on_gpu)) as batches:
+                for pictures, _ in batches:
                     yield {"pictures": pictures.numpy()}
         else:  # views of a memory map, on whose pages DALI's threads wait, not this one
             name, read = ("jpeg", split.jpeg) if split.storage == "jpeg" else ("pictures", split.read)
             for images in keys:
                 yield {name: [read(image) for image in images]}
 
-    def _drawn(self, top, left, flip, shift):
+    def _draw_inputs(self, top, left, flip, shift):
         """The inputs that say how N pictures are cropped, flipped and relit."""
         margin = max(1, self.recipe.stored_size - self.recipe.crop_size)
         return {
@@ -184,51 +186,51 @@ class DaliPipeline:
         undoes it."""
         if self.recipe.mean_follows_crop:
             return [self.mean] * len(top)
-        crop, centre, moved = self.recipe.crop_size, self._centre_of_mean(), {}
+        crop, centre, means = self.recipe.crop_size, self._centre_of_mean(), {}
         # few: many images share a draw (2012 source)
         for y, x, mirrored in set(zip(top.tolist(), left.tolist(), flip.tolist())):
-            moved[y, x, mirrored] = image = np.zeros_like(self.mean)
+            means[y, x, mirrored] = image = np.zeros_like(self.mean)
             image[y : y + crop, x : x + crop] = centre[:, ::-1] if mirrored else centre
-        return [moved[place] for place in zip(top.tolist(), left.tolist(), flip.tolist())]
+        return [means[place] for place in zip(top.tolist(), left.tolist(), flip.tolist())]
 
     def _nothing_lent(self):
         """{device: `Lent`} of one iteration: several may be under way, and not all in the same thread."""
         return {device: Lent(device) for device in self.devices}
 
-    def _made(self, split, items, batch_size, graph, lent):
+    def _run(self, split, items, batch_size, graph, loans):
         """Work on items as they come, AHEAD of them at a time: yields (item, {device: DALI's TensorList}) in their
         order.
 
         What is wrong with an image is raised when its batch's turn has come. graph(dali, storage, scale) -> the
-        pipelines' output. lent: {device: `Lent`}, of what the caller lends; waited for before DALI ends.
+        pipelines' output. loans: {device: `Lent`}, of what the caller lends; waited for before DALI ends.
         """
         # the scale is fixed in a DALI pipeline; few epochs change it
         for scale, group in groupby(items, lambda item: item.scale):
-            pipelines, waiting, failure, more = {}, deque(), None, True
+            pipelines, queue, failure, more = {}, deque(), None, True
             try:
                 for device in dict.fromkeys(self.devices):
                     pipelines[device] = DaliOnDevice(
                         device, batch_size, self.workers, lambda dali: graph(dali, split.storage, scale)
                     )
-                while more or waiting:
-                    while more and len(waiting) < AHEAD:
+                while more or queue:
+                    while more and len(queue) < AHEAD:
                         try:
-                            waiting.append(next(group))
+                            queue.append(next(group))
                         except StopIteration:
                             more = False
                         except UserError as error:
                             failure, more = error, False
                         else:
                             for dali in pipelines.values():
-                                dali.feed(waiting[-1].inputs)
-                    if waiting:
-                        item = waiting.popleft()
+                                dali.feed(queue[-1].inputs)
+                    if queue:
+                        item = queue.popleft()
                         yield item, self._take(pipelines, split, item.images)
                 if failure:
                     raise failure
             finally:
-                for things in lent.values():
-                    things.wait()
+                for loan in loans.values():
+                    loan.wait()
                 close_all(pipelines)
 
     def _take(self, pipelines, split, images):
@@ -244,9 +246,9 @@ class DaliPipeline:
                     raise UserError(f"cannot read image {split.names[image]}: DALI's decoder refuses it")
         raise failure
 
-    def _on_each_tower(self, made, lent):
+    def _on_each_tower(self, outputs, loans):
         images = {}
-        for device, tensors in made.items():
+        for device, tensors in outputs.items():
             with current(device):
                 x = torch.from_dlpack(tensors.as_tensor())  # DALI's memory, which lives as long as the tensor does
             if self.memory_format == torch.channels_last:
@@ -256,7 +258,7 @@ class DaliPipeline:
             # host has let go of it.
             images[device] = x.to(self.dtype, copy=device.type == "cuda")
             if device.type == "cuda":
-                lent[device].keep(tensors)
+                loans[device].keep(tensors)
         return [images[device] for device in self.devices]
 
     def _labels(self, split, images):
@@ -267,7 +269,7 @@ class DaliPipeline:
         from nvidia.dali import fn, types
 
         if storage == "jpeg":
-            on_gpu = {
+            gpu_options = {
                 "device": "mixed",
                 "jpeg_fancy_upsampling": True,  # as libjpeg does
                 # The GPU's JPEG engine may round otherwise, and would get some places of every batch.
@@ -279,7 +281,7 @@ class DaliPipeline:
                 dali.input("jpeg", types.UINT8, 1),
                 output_type=types.RGB,
                 adjust_orientation=False,  # as in `stored_picture`
-                **on_gpu if dali.on_gpu else {},
+                **gpu_options if dali.on_gpu else {},
             )
         if storage == "decoded":
             return dali.input("pictures", types.UINT8, 3, layout="HWC", device="gpu" if dali.on_gpu else "cpu")
@@ -305,8 +307,8 @@ class DaliPipeline:
             "dtype": types.FLOAT16 if self.dtype == torch.float16 and dali.on_gpu else types.FLOAT,
             "output_layout": "HWC" if self.memory_format == torch.channels_last else "CHW",
         }
-        less_mean = self._less_mean_on_gpu if dali.on_gpu else self._less_mean_on_cpu
-        return less_mean(dali, self._decoded(dali, storage), window, colour)
+        subtract_mean = self._less_mean_on_gpu if dali.on_gpu else self._less_mean_on_cpu
+        return subtract_mean(dali, self._decoded(dali, storage), window, colour)
 
     def _less_mean_on_cpu(self, dali, pictures, window, colour):
         """The mean of the whole picture first: one pass fewer than after the crop, and 128 references to one array cost

@@ -65,7 +65,7 @@ class RawPipeline:
 
         colour_noise(epoch) -> the colour deviation of that epoch; it may be asked for two batches before the epoch
         begins. Raises UserError that names a damaged image."""
-        yield from self._made(self._training(step, epochs, colour_noise))
+        yield from self._prefetch(self._training(step, epochs, colour_noise))
 
     def views(
         self, split: str, batch_size: int, which: Sequence[tuple[int, int, bool]]
@@ -75,7 +75,7 @@ class RawPipeline:
 
         which: the (top, left, flip) of each view, as `centre_view` and `ten_views` give them. A view is made when it is
         asked for."""
-        with closing(self._made(self._testing(split, batch_size))) as batches:
+        with closing(self._prefetch(self._testing(split, batch_size))) as batches:
             for pictures, labels in batches:
                 yield self._views_of(pictures, which, len(labels)), labels
 
@@ -86,14 +86,14 @@ class RawPipeline:
     def _training(self, step, epochs, colour_noise):
         split = self.dataset.splits["train"]
         with self._pool() as pool:
-            for epoch, images, drawn in with_draws(
+            for epoch, images, draw in with_draws(
                 self.recipe, EpochKeys(self.recipe, len(split), step, epochs, self.pieces)
             ):
-                shift, scale = colour_shift(self.recipe, self.statistics, drawn.colour, colour_noise(epoch))
+                shift, scale = colour_shift(self.recipe, self.statistics, draw.colour, colour_noise(epoch))
                 make = self._uncropped if self.left_to_step and self.on_gpu else self._on_each_tower
                 yield Batch(
                     epoch,
-                    make(self._pictures(split, images, pool), drawn, torch.from_numpy(shift), scale),
+                    make(self._pictures(split, images, pool), draw, torch.from_numpy(shift), scale),
                     self._labels(split, images),
                     images,
                 )
@@ -104,24 +104,24 @@ class RawPipeline:
             for images in in_order(len(split), batch_size, self.pieces):
                 yield self._pictures(split, images, pool), self._labels(split, images)
 
-    def _on_each_tower(self, pictures, drawn, shift, scale):
+    def _on_each_tower(self, pictures, draw, shift, scale):
         """`Batch.images`, of the pictures for each distinct device."""
-        made = {device: self._augmented(pictures[device], device, drawn, shift, scale) for device in self.means}
-        return [made[device] for device in self.devices]
+        images = {device: self._augmented(pictures[device], device, draw, shift, scale) for device in self.means}
+        return [images[device] for device in self.devices]
 
-    def _uncropped(self, pictures, drawn, shift, scale):
+    def _uncropped(self, pictures, draw, shift, scale):
         """`Batch.images` that are still to be made."""
-        places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
+        places = (torch.from_numpy(values) for values in (draw.top, draw.left, draw.flip))
         crops = crops_of(*places, shift, scale, crop=self.recipe.crop_size, side=self.recipe.stored_size)
         options = self.recipe.crop_size, self.recipe.mean_follows_crop, self.dtype, self.memory_format
-        left = {
+        inputs = {
             device: Uncropped(pictures[device], crops.to(device, non_blocking=True), mean, *options)
             for device, mean in self.means.items()
         }
-        return [left[device] for device in self.devices]
+        return [inputs[device] for device in self.devices]
 
-    def _augmented(self, pictures, device, drawn, shift, scale):
-        places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
+    def _augmented(self, pictures, device, draw, shift, scale):
+        places = (torch.from_numpy(values) for values in (draw.top, draw.left, draw.flip))
         return augment(
             pictures,
             *places,
@@ -139,10 +139,10 @@ class RawPipeline:
         map}."""
         parts = np.array_split(images, max(self.threads, 1))
         if not self.on_gpu:
-            read = (pool.map if pool else map)(lambda part: [split.read(image) for image in part], parts)
+            pictures = (pool.map if pool else map)(lambda part: [split.read(image) for image in part], parts)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor will it be written
-                views = [torch.from_numpy(picture) for part in read for picture in part]
+                views = [torch.from_numpy(picture) for part in pictures for picture in part]
             return dict.fromkeys(self.means, views)
         batch = _page_locked(len(images), self.recipe.stored_size)
 
@@ -159,7 +159,7 @@ class RawPipeline:
     def _pool(self):
         return ThreadPoolExecutor(self.threads, "read") if self.threads > 1 else nullcontext()
 
-    def _made(self, batches):
+    def _prefetch(self, batches):
         return ahead(batches, [device for device in self.means if device.type == "cuda"]) if self.on_gpu else batches
 
 

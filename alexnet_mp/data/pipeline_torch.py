@@ -61,9 +61,9 @@ class TorchPipeline:
         keys = EpochKeys(self.recipe, len(self.dataset.splits["train"]), step, epochs, self.pieces)
         with closing(
             load(_TrainingCrops(self.dataset.splits["train"], self.recipe), keys, self.workers, self.pin)
-        ) as loaded:
-            for (epoch, _, numbers), (crops, drawn, labels) in zip(keys, loaded):
-                images = self._on_each_tower(crops, drawn, colour_noise(epoch))
+        ) as batches:
+            for (epoch, _, numbers), (crops, draw, labels) in zip(keys, batches):
+                images = self._on_each_tower(crops, draw, colour_noise(epoch))
                 yield Batch(epoch, images, labels.to(self.devices[0], non_blocking=True), numbers)
 
     def views(
@@ -77,20 +77,18 @@ class TorchPipeline:
         source = self.dataset.splits[split]
         with closing(
             load(StoredPictures(source), in_order(len(source), batch_size, self.pieces), self.workers, self.pin)
-        ) as loaded:
-            for pictures, labels in loaded:
+        ) as batches:
+            for pictures, labels in batches:
                 yield self._views_of(pictures.numpy(), which), labels.to(self.devices[0])
 
     def _views_of(self, pictures, which):
         for view in which:
-            fixed = of_view(view, len(pictures))
-            yield self._on_each_tower(
-                torch.from_numpy(crop_and_flip(pictures, fixed, self.recipe.crop_size)), fixed, 0.0
-            )
+            draw = of_view(view, len(pictures))
+            yield self._on_each_tower(torch.from_numpy(crop_and_flip(pictures, draw, self.recipe.crop_size)), draw, 0.0)
 
-    def _on_each_tower(self, crops, drawn, colour_noise):
+    def _on_each_tower(self, crops, draw, colour_noise):
         images = {
-            device: self.augment[device](crops, drawn, colour_noise).to(self.dtype, memory_format=self.memory_format)
+            device: self.augment[device](crops, draw, colour_noise).to(self.dtype, memory_format=self.memory_format)
             for device in dict.fromkeys(self.devices)
         }
         return [images[device] for device in self.devices]
@@ -102,10 +100,10 @@ class _TrainingCrops:
 
     def __getitem__(self, key):
         epoch, positions, images = key
-        drawn = draws(self.recipe, epoch, images, positions)
+        draw = draws(self.recipe, epoch, images, positions)
         try:
             pictures = [self.split.read(image) for image in images]
         except UserError as error:
             return error
-        crops = crop_and_flip(pictures, drawn, self.recipe.crop_size)
-        return torch.from_numpy(crops), drawn, torch.from_numpy(self.split.labels[images])
+        crops = crop_and_flip(pictures, draw, self.recipe.crop_size)
+        return torch.from_numpy(crops), draw, torch.from_numpy(self.split.labels[images])

@@ -81,15 +81,15 @@ class Sums:
         Bit for bit the same on every machine (with one mpmath): LAPACK's last bits are the processor's, and a prepared
         set's fingerprint holds the components.
         """
-        exact = mpmath.MPContext()
-        exact.dps = DIGITS
+        context = mpmath.MPContext()
+        context.dps = DIGITS
         pixels = self.count * self.pixels.shape[0] * self.pixels.shape[1]
         sums, products = self.pixels.sum((0, 1)).tolist(), self.products.tolist()
-        covariance = exact.matrix(3)
+        covariance = context.matrix(3)
         for i, j in np.ndindex(3, 3):
-            covariance[i, j] = exact.mpf(pixels * products[i][j] - sums[i] * sums[j]) / (255 * pixels) ** 2
-        found, columns = exact.eigsy(covariance)  # ascending
-        eigenvalues = np.array(found.tolist(), np.float64).ravel()
+            covariance[i, j] = context.mpf(pixels * products[i][j] - sums[i] * sums[j]) / (255 * pixels) ** 2
+        variances, columns = context.eigsy(covariance)  # ascending
+        eigenvalues = np.array(variances.tolist(), np.float64).ravel()
         eigenvectors = np.array(columns.tolist(), np.float64)
         largest = np.abs(eigenvectors).argmax(0)
         eigenvectors = eigenvectors * np.sign(eigenvectors[largest, range(3)])

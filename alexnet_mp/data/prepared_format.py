@@ -102,10 +102,10 @@ class Index:
         return hashlib.sha256(_as_json(replace(self, source="", plan="", sha256="", ids=None))).hexdigest()
 
     def describe(self, directory: str | Path, splits: Iterable[str]) -> str:
-        how = f"JPEG of quality {self.jpeg_quality}" if self.encoding == "jpeg" else "raw pixels"
+        encoding = f"JPEG of quality {self.jpeg_quality}" if self.encoding == "jpeg" else "raw pixels"
         counts = ", ".join(f"{self.splits[split].images:,} {split}" for split in splits)
         return (
-            f"prepared set {directory}: {counts} images of {len(self.classes)} classes, {how}, "
+            f"prepared set {directory}: {counts} images of {len(self.classes)} classes, {encoding}, "
             f"{self.stored_size}x{self.stored_size}{', squeezed' if self.squeezed else ''}"
         )
 
@@ -155,7 +155,7 @@ def ppm_header(size: int) -> bytes:
 
 def keys(split: SplitIndex) -> np.ndarray:
     """The numbers in the source's list of a `SplitIndex`'s images: (N,) int64."""
-    return np.setdiff1d(np.arange(split.images + len(split.skipped)), [skipped.number for skipped in split.skipped])
+    return np.setdiff1d(np.arange(split.images + len(split.skipped)), [image.number for image in split.skipped])
 
 
 def read_index(directory: str | Path) -> Index:
@@ -166,12 +166,12 @@ def read_index(directory: str | Path) -> Index:
         raise UserError(f"{directory}: the prepared set is not finished; run prepare again with the same arguments")
     content = read_bytes(path)
     try:
-        found = json.loads(content)
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        fields = json.loads(content)
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise UserError(f"{path} is not the index of a prepared set")
-        if found.get("version") != VERSION:
+        if fields.get("version") != VERSION:
             raise UserError(
-                f"{path} is of version {found.get('version')!r:.20}, this program reads {VERSION}; prepare it anew"
+                f"{path} is of version {fields.get('version')!r:.20}, this program reads {VERSION}; prepare it anew"
             )
         index = _ADAPTER.validate_json(content)
     except UserError:
@@ -215,7 +215,7 @@ def _check_index(index, path):
         for number, shard in enumerate(split.shards):  # the only names there are: nothing outside the set can be meant
             need(shard.file == shard_file(name, number), f"shard {number} of {name} is {shard.file!r}")
             need(0 <= shard.images <= IMAGES_PER_SHARD and 0 < shard.bytes < 2**63, f"the sizes of {shard.file}")
-        numbers = [skipped.number for skipped in split.skipped]
+        numbers = [image.number for image in split.skipped]
         need(
             split.images > 0 and sum(shard.images for shard in split.shards) == split.images,
             f"the number of {name} images",
@@ -324,8 +324,8 @@ def _regular_file(path):
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        missing = ": no prepared set, or one that was not finished" if Path(path).name == INDEX else ""
-        raise UserError(f"cannot read {path}: No such file or directory{missing}") from None
+        hint = ": no prepared set, or one that was not finished" if Path(path).name == INDEX else ""
+        raise UserError(f"cannot read {path}: No such file or directory{hint}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for

@@ -24,10 +24,10 @@ class Remarks:
 
     def __init__(self, what: str):
         self.what = what
-        made = os.memfd_create("remarks")
+        descriptor = os.memfd_create("remarks")
         # none of the three streams' numbers: they may be closed
-        self.file = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, 3)
-        os.close(made)
+        self.file = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.close(descriptor)
         fcntl.fcntl(self.file, fcntl.F_SETFL, os.O_APPEND)
         self.noted, self.counted = set(), 0  # crc32s that this process has appended; pictures that `count` has told of
 
@@ -57,8 +57,8 @@ class Remarks:
 
     def _first_noted(self, size):
         """[(crc32, the process that appended it first)] in the first `size` bytes of the file, by their order."""
-        noted = np.frombuffer(os.pread(self.file, size, 0), np.uint32).reshape(-1, 2).tolist()
-        return list({key: (key, process) for key, process in reversed(noted)}.values())[::-1]
+        pairs = np.frombuffer(os.pread(self.file, size, 0), np.uint32).reshape(-1, 2).tolist()
+        return list({key: (key, process) for key, process in reversed(pairs)}.values())[::-1]
 
 
 DARK = Remarks("dark")

@@ -59,13 +59,13 @@ def stored_picture(image: Image.Image, size: int, name: str | Path | None = None
         image = image.convert("RGB")
     if warp:
         return _squeezed(image, size)
-    shorter = min(image.size)
-    left, top = ((side - shorter) / 2 for side in image.size)
+    short_side = min(image.size)
+    left, top = ((side - short_side) / 2 for side in image.size)
     # The central square is taken by the resampling itself; an odd margin then falls on half a source pixel.
-    if shorter > size:
-        return reduced(image, (top, left), (shorter, shorter), (size, size))
-    if shorter < size:
-        box = (left, top, left + shorter, top + shorter)
+    if short_side > size:
+        return reduced(image, (top, left), (short_side, short_side), (size, size))
+    if short_side < size:
+        box = (left, top, left + short_side, top + short_side)
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
     return np.asarray(image.crop((int(left), int(top), int(left) + size, int(top) + size)))
 
@@ -87,23 +87,25 @@ def reduced(
 
     Pillow's BOX counts such a pixel wholly where its centre is: from 375 to 256 pixels, more than half of what it gives
     are copies of single pixels. The sums here are whole numbers: every machine has the same picture."""
-    first = int(sides[1] * shape[0] > sides[0] * shape[1])  # the axis along which it shrinks most: less is held then
-    other = 1 - first
-    near, far = int(corner[other]), ceil(corner[other] + sides[other])
+    first_axis = int(sides[1] * shape[0] > sides[0] * shape[1])  # along which it shrinks most: less is held then
+    other_axis = 1 - first_axis
+    near, far = int(corner[other_axis]), ceil(corner[other_axis] + sides[other_axis])
 
     def band(start, end):
-        pixels = image.crop((start, near, end, far) if first else (near, start, far, end))
-        return np.asarray(pixels).swapaxes(0, first)
+        pixels = image.crop((start, near, end, far) if first_axis else (near, start, far, end))
+        return np.asarray(pixels).swapaxes(0, first_axis)
 
-    most = 255 * 4 * sides[0] * sides[1]  # a sum that fits 32 bits takes half of the time
-    kind = np.int32 if most < 2**31 else np.int64
-    along_first = _sums(band, corner[first], sides[first], shape[first], kind)
-    rest = along_first.swapaxes(0, 1)
-    sums = _sums(lambda start, end: rest[start:end], corner[other] - near, sides[other], shape[other], kind)
-    return np.floor(sums.swapaxes(0, other) / (4 * sides[0] * sides[1]) + 0.5).astype(np.uint8, "C")  # for DALI
+    largest_sum = 255 * 4 * sides[0] * sides[1]  # a sum that fits 32 bits takes half of the time
+    dtype = np.int32 if largest_sum < 2**31 else np.int64
+    axis_sums = _sums(band, corner[first_axis], sides[first_axis], shape[first_axis], dtype)
+    rows = axis_sums.swapaxes(0, 1)
+    sums = _sums(
+        lambda start, end: rows[start:end], corner[other_axis] - near, sides[other_axis], shape[other_axis], dtype
+    )
+    return np.floor(sums.swapaxes(0, other_axis) / (4 * sides[0] * sides[1]) + 0.5).astype(np.uint8, "C")  # for DALI
 
 
-def _sums(read, start, side, count, kind):
+def _sums(read, start, side, count, dtype):
     """Sums over `count` equal shares of `side` rows from `start`, of rows that weigh 2 * count: (count, W, 3) of this
     dtype.
 
@@ -111,13 +113,13 @@ def _sums(read, start, side, count, kind):
     row, share, sums = 2 * count, 2 * side, []  # lengths in a unit that divides half a row and a share
     for number in range(0, count, SHARES):
         ends = int(2 * start) * count + share * np.arange(number, min(number + SHARES, count) + 1)
-        begin, end = ends[:-1], ends[1:]
+        starts, stops = ends[:-1], ends[1:]
         rows = read(ends[0] // row, -(-ends[-1] // row))
-        of_band = np.zeros((len(begin), *rows.shape[1:]), kind)
-        for nth in range(share // row + 2):  # the most rows that a share lies in
-            place = begin // row + nth
-            overlap = (np.minimum(end, (place + 1) * row) - np.maximum(begin, place * row)).clip(0).astype(kind)
+        band_sums = np.zeros((len(starts), *rows.shape[1:]), dtype)
+        for row_number in range(share // row + 2):  # the most rows that a share lies in
+            place = starts // row + row_number
+            overlap = (np.minimum(stops, (place + 1) * row) - np.maximum(starts, place * row)).clip(0).astype(dtype)
             if overlap.any():
-                of_band += overlap[:, None, None] * rows[np.minimum(place - ends[0] // row, len(rows) - 1)]
-        sums.append(of_band)
+                band_sums += overlap[:, None, None] * rows[np.minimum(place - ends[0] // row, len(rows) - 1)]
+        sums.append(band_sums)
     return np.concatenate(sums)

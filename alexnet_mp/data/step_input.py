@@ -49,20 +49,20 @@ class Uncropped:
             place.copy_(tensor, non_blocking=non_blocking)
 
 
-def images_of(given: torch.Tensor | Uncropped) -> torch.Tensor:
+def images_of(batch: torch.Tensor | Uncropped) -> torch.Tensor:
     """Images (N, 3, crop, crop), of what a step is given for one tower."""
-    return given.images() if isinstance(given, Uncropped) else given
+    return batch.images() if isinstance(batch, Uncropped) else batch
 
 
-def all_images(given: Sequence[torch.Tensor | Uncropped]) -> list[torch.Tensor]:
+def all_images(batches: Sequence[torch.Tensor | Uncropped]) -> list[torch.Tensor]:
     """The same of all towers; what two of them share is made once."""
-    made = {id(one): images_of(one) for one in given}
-    return [made[id(one)] for one in given]
+    images = {id(batch): images_of(batch) for batch in batches}
+    return [images[id(batch)] for batch in batches]
 
 
-def kind(given: torch.Tensor | Uncropped) -> tuple:
+def kind(batch: torch.Tensor | Uncropped) -> tuple:
     """What a graph that was captured with this input asks of another: all but the values."""
-    if not isinstance(given, Uncropped):
-        return given.shape, given.stride(), given.dtype
-    shapes = [(tensor.shape, tensor.stride()) for tensor in given.tensors()]
-    return *shapes, given.mean.data_ptr(), given.crop, given.mean_follows_crop, given.dtype, given.memory_format
+    if not isinstance(batch, Uncropped):
+        return batch.shape, batch.stride(), batch.dtype
+    shapes = [(tensor.shape, tensor.stride()) for tensor in batch.tensors()]
+    return *shapes, batch.mean.data_ptr(), batch.crop, batch.mean_follows_crop, batch.dtype, batch.memory_format

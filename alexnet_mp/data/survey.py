@@ -52,14 +52,14 @@ def survey(split: Split, size: int, workers: int, advance: Callable[[int], None]
     the first unreadable image.
     """
 
-    def summed(images):
+    def sums_of(images):
         sums = Sums(size)
         for image in images:
             sums.add(split.read(image))
         return sums
 
     total = Sums(size)
-    with closing(load(_Chunks(len(split), summed), None, workers)) as chunks:
+    with closing(load(_Chunks(len(split), sums_of), None, workers)) as chunks:
         for sums in chunks:
             total.merge(sums)
             advance(sums.count)
@@ -72,12 +72,12 @@ def read_through(split: Split, workers: int, advance: Callable[[int], None]) -> 
     Raises UserError.
     """
 
-    def checked(images):
+    def check(images):
         for image in images:
             split.check(image)
         return len(images)
 
-    with closing(load(_Chunks(len(split), checked), None, workers)) as chunks:
+    with closing(load(_Chunks(len(split), check), None, workers)) as chunks:
         for count in chunks:
             advance(count)
 

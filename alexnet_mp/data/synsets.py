@@ -24,18 +24,18 @@ def in_words(classes: Sequence[str], words: Sequence[str], synsets: str | None) 
     """
     if synsets is None:
         return list(words)
-    known = read_synsets(synsets)
-    if not any(name in known for name in classes):
+    synset_words = read_synsets(synsets)
+    if not any(name in synset_words for name in classes):
         raise UserError(
             f"{OPTION} {synsets}: it has words of none of the {len(classes):,} classes, such as {classes[0]!r:.50}"
         )
-    return [known.get(name, own) for name, own in zip(classes, words, strict=True)]
+    return [synset_words.get(name, default) for name, default in zip(classes, words, strict=True)]
 
 
 def hint(names: Sequence[str]) -> str:
     """A sentence for a page whose classes have wnids for names, since their data had no words; else ""."""
-    nameless = sum(bool(WNID.fullmatch(name)) for name in names)
-    return f"Of the classes {nameless:,} have no words but their wnids; {OPTION} FILE names them." if nameless else ""
+    count = sum(bool(WNID.fullmatch(name)) for name in names)
+    return f"Of the classes {count:,} have no words but their wnids; {OPTION} FILE names them." if count else ""
 
 
 def read_synsets(path: str) -> dict[str, str]:
@@ -44,20 +44,20 @@ def read_synsets(path: str) -> dict[str, str]:
     Raises UserError."""
     if os.path.isdir(path):
         index = read_index(path)
-        named = zip(index.classes, index.class_names)  # with its own name where nobody knew words
-        return {name: words for name, words in named if WNID.fullmatch(name) and words != name}
+        pairs = zip(index.classes, index.class_names)  # with its own name where nobody knew words
+        return {name: words for name, words in pairs if WNID.fullmatch(name) and words != name}
     try:
         lines = durable_files.read(os.path.realpath(path), MOST_BYTES).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"{OPTION} {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{OPTION} {path}: it is no text of UTF-8") from None
-    found = {}
+    synset_words = {}
     for number, line in enumerate(lines, start=1):
         wnid, _, words = line.replace("\t", " ").partition(" ")
         if not line.strip():
             continue
         if not WNID.fullmatch(wnid) or not words.strip():
             raise UserError(f"{OPTION} {path}: line {number:,} is not like 'n01440764 tench, Tinca tinca'")
-        found[wnid] = words.strip()
-    return found
+        synset_words[wnid] = words.strip()
+    return synset_words

@@ -45,8 +45,8 @@ class Builtin:
             for number, (name, count) in enumerate(COUNTS.items())
         }
         # The first pictures stand for all: a change in the drawing, or in numpy's generator, changes them too.
-        firsts = b"".join(split.read(0).tobytes() for split in self.splits.values())
-        self.fingerprint = hashlib.sha256(repr((self.classes, COUNTS, SEED, size)).encode() + firsts).hexdigest()
+        pictures = b"".join(split.read(0).tobytes() for split in self.splits.values())
+        self.fingerprint = hashlib.sha256(repr((self.classes, COUNTS, SEED, size)).encode() + pictures).hexdigest()
         self.description = (
             f"builtin: {', '.join(f'{count:,} {split}' for split, count in COUNTS.items())} pictures of "
             f"{len(self.classes)} classes, drawn at {size}x{size}"

@@ -17,15 +17,15 @@ def is_raw(read: Callable[[int, int], bytes]) -> bool:
     """Whether the first picture of a TIFF is a preview, or what a sensor saw: DNG, NEF, ARW and their like.
 
     read(start, count): bytes of the file, fewer behind its end."""
-    first = next(_pages(read), {})
-    smaller = first.get(NEW_SUBFILE_TYPE, 0) & SMALLER
-    return bool(smaller) or first.get(PHOTOMETRIC) in FROM_A_SENSOR or DNG_VERSION in first
+    page = next(_pages(read), {})
+    smaller = page.get(NEW_SUBFILE_TYPE, 0) & SMALLER
+    return bool(smaller) or page.get(PHOTOMETRIC) in FROM_A_SENSOR or DNG_VERSION in page
 
 
 def has_more(read: Callable[[int, int], bytes]) -> bool:
     """Whether a TIFF has pictures besides the first; smaller versions and masks of it are none."""
-    others = islice(_pages(read), 1, MOST_PAGES)
-    return any(not page.get(NEW_SUBFILE_TYPE, 0) & (SMALLER | MASK) for page in others)
+    pages = islice(_pages(read), 1, MOST_PAGES)
+    return any(not page.get(NEW_SUBFILE_TYPE, 0) & (SMALLER | MASK) for page in pages)
 
 
 def _pages(read):
@@ -36,17 +36,17 @@ def _pages(read):
         return int.from_bytes(read(place, count), order)
 
     big = number(2, 2) == 43  # BigTIFF
-    head, entry, wide = (8, 20, 8) if big else (2, 12, 4)
-    place, seen = number(8 if big else 4, wide), set()
-    while 0 < place < 1 << 62 and place not in seen:
-        seen.add(place)
+    head, entry, width = (8, 20, 8) if big else (2, 12, 4)
+    place, places = number(8 if big else 4, width), set()
+    while 0 < place < 1 << 62 and place not in places:
+        places.add(place)
         count = number(place, head)
         if not 0 < count <= MOST_FIELDS:
             return
         fields, page = read(place + head, count * entry), {}
         for start in range(0, len(fields) - entry + 1, entry):
-            tag, kind = (int.from_bytes(fields[start + at : start + at + 2], order) for at in (0, 2))
-            value = start + entry - wide
+            tag, kind = (int.from_bytes(fields[start + offset : start + offset + 2], order) for offset in (0, 2))
+            value = start + entry - width
             page[tag] = int.from_bytes(fields[value : value + BYTES.get(kind, 4)], order)
         yield page
-        place = number(place + head + count * entry, wide)
+        place = number(place + head + count * entry, width)

@@ -52,10 +52,10 @@ def load(source: Source, keys: Iterable | None, workers: int, pin: bool = False)
     keys = range(len(source)) if keys is None else keys
     try:
         # Their end ends the thread.
-        with ThreadPoolExecutor(1, "pin") as thread, _started(source, workers) as processes:
+        with ThreadPoolExecutor(1, "pin") as thread, _worker_processes(source, workers) as processes:
             items = _answers(processes, keys) if workers else map(source.__getitem__, keys)
             if pin and torch.cuda.is_available():
-                items = _ahead(map(_pinned, items), thread) if workers else map(_pinned, items)
+                items = _prefetch(map(_pinned, items), thread) if workers else map(_pinned, items)
             for item in items:
                 if isinstance(item, Exception):
                     raise item
@@ -65,7 +65,7 @@ def load(source: Source, keys: Iterable | None, workers: int, pin: bool = False)
 
 
 @contextmanager
-def _started(source, count):
+def _worker_processes(source, count):
     """`count` processes that compute source[key]. They are killed in the end: idle, or of no use any more."""
     processes = []
     try:
@@ -75,29 +75,29 @@ def _started(source, count):
         yield processes
     finally:
         with signals_held():  # a second Ctrl-C must not leave one of them
-            for each in processes:
-                each.process.kill()
-        for each in processes:
-            each.end()
+            for worker in processes:
+                worker.process.kill()
+        for worker in processes:
+            worker.end()
 
 
 def _answers(processes, keys):
     """What the processes make of the keys, which they get in turn."""
-    waiting = deque()
+    queue = deque()
     for process, key in zip(cycle(processes), keys):
         process.give(key)
-        waiting.append(process)
-        if len(waiting) > AHEAD * len(processes):
-            yield waiting.popleft().answer()
-    while waiting:
-        yield waiting.popleft().answer()
+        queue.append(process)
+        if len(queue) > AHEAD * len(processes):
+            yield queue.popleft().answer()
+    while queue:
+        yield queue.popleft().answer()
 
 
-def _ahead(items, thread):
+def _prefetch(items, thread):
     """The items, each taken by the thread while the one before is used."""
-    coming = thread.submit(next, items, _END)
-    while (item := coming.result()) is not _END:
-        coming = thread.submit(next, items, _END)
+    future = thread.submit(next, items, _END)
+    while (item := future.result()) is not _END:
+        future = thread.submit(next, items, _END)
         yield item
 
 
@@ -135,9 +135,9 @@ class _Process:
         if not message:
             self.process.join()
             code = self.process.exitcode
-            how = signal.Signals(-code).name if code < 0 else f"status {code}"
+            cause = signal.Signals(-code).name if code < 0 else f"status {code}"
             return UserError(
-                f"a process that reads images was killed ({how}: out of memory?); "
+                f"a process that reads images was killed ({cause}: out of memory?); "
                 "fewer --workers, or --workers 0, may help"
             )
         places = pickle.loads(message)
@@ -217,18 +217,18 @@ def signals_held() -> Iterator[None]:
     it is over. Other threads may receive one for it: it is noted until then, since a fork's callbacks swallow what a
     handler raises.
     """
-    came, handlers = [], {}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signals, handlers = [], {}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         if threading.current_thread() is threading.main_thread():  # which runs all handlers
             for number in filter(lambda number: callable(signal.getsignal(number)), SIGNALS):
-                handlers[number] = signal.signal(number, lambda number, frame: came.append(number))
+                handlers[number] = signal.signal(number, lambda number, frame: signals.append(number))
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number in came:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number in signals:
             signal.raise_signal(number)
 
 

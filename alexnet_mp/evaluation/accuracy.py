@@ -39,8 +39,8 @@ def percent(error: float, images: int, width: int = 0) -> str:
 
     The interval is Wilson's, of 95 %. width: of the number before the sign.
     """
-    counted = count_of_few(error, images)
-    return f"{error:{width}.2f} %" + (f" ({counted})" if counted else "")
+    count = count_of_few(error, images)
+    return f"{error:{width}.2f} %" + (f" ({count})" if count else "")
 
 
 def count_of_few(error: float, images: int) -> str:
@@ -50,8 +50,8 @@ def count_of_few(error: float, images: int) -> str:
     from scipy import stats  # imported late: it takes half a second
 
     wrong = error / 100 * images  # a tie counts in part
-    found = stats.binomtest(round(wrong), images).proportion_ci(method="wilson")
-    return f"{round(wrong, 2):g} of {images}: {100 * found.low:.0f} to {100 * found.high:.0f} %"
+    interval = stats.binomtest(round(wrong), images).proportion_ci(method="wilson")
+    return f"{round(wrong, 2):g} of {images}: {100 * interval.low:.0f} to {100 * interval.high:.0f} %"
 
 
 def topk_credit(scores: torch.Tensor, labels: torch.Tensor, kernels: str = "reference") -> torch.Tensor:
@@ -72,11 +72,11 @@ def topk_credit_each(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.
 
     scores: (N, classes); labels: (N,). A label that ties with others for the last places gets the fraction that random
     tie-breaking would give on average (2012 source, `src/layer_kernels.cu:114-117`); a NaN is never right."""
-    own = scores.gather(1, labels[:, None])
-    above, tied = (scores > own).sum(1).double(), (scores == own).sum(1).double()
-    # NaN equals nothing: tied is 0 where the own score is NaN; NaNs beside a finite score count as above it.
+    score = scores.gather(1, labels[:, None])
+    above, ties = (scores > score).sum(1).double(), (scores == score).sum(1).double()
+    # NaN equals nothing: ties are 0 where the label's score is NaN; NaNs beside a finite score count as above it.
     above = above + scores.isnan().sum(1)
-    return tuple(((k - above) / tied.clamp(min=1)).clamp(0, 1).mul(tied > 0) for k in (1, 5))
+    return tuple(((k - above) / ties.clamp(min=1)).clamp(0, 1).mul(ties > 0) for k in (1, 5))
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def judged(logs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]
     logs, labels = logs.double(), labels.to(logs.device)
     # A view would keep all the rest, and send it between processes.
     top = logs.sort(dim=1, descending=True, stable=True).indices[:, :5].clone()
-    known = labels.clamp(min=0)
-    return labels, top, *topk_credit_each(logs, known), -logs.gather(1, known[:, None])[:, 0]
+    targets = labels.clamp(min=0)
+    return labels, top, *topk_credit_each(logs, targets), -logs.gather(1, targets[:, None])[:, 0]
 
 
 def joined(batches: Sequence[tuple[torch.Tensor, ...]]) -> Answers:
@@ -120,18 +120,18 @@ def joined(batches: Sequence[tuple[torch.Tensor, ...]]) -> Answers:
     return Answers(labels, top, *((None,) * 4 if (labels < 0).any() else (*scores, sums.cpu())))
 
 
-def write_right(directory: str | Path, tested: Mapping[str, Answers]) -> None:
+def write_right(directory: str | Path, by_protocol: Mapping[str, Answers]) -> None:
     """Write `RIGHT` into a run's directory, whole or not at all: which images the network gets right; a tie is not
     right.
 
-    tested: {protocol: `Answers`}. One array a protocol, bits packed along the images, under top-1 and under top-5; and
-    `images`."""
-    right = {name: torch.stack((of.top1, of.top5)).eq(1).numpy() for name, of in tested.items()}
+    by_protocol: {protocol: `Answers`}. The file has one array a protocol, bits packed along the images, under top-1 and
+    under top-5; and `images`."""
+    right = {name: torch.stack((answer.top1, answer.top5)).eq(1).numpy() for name, answer in by_protocol.items()}
     content = io.BytesIO()
     np.savez(
         content,
-        images=len(next(iter(tested.values())).labels),
-        **{name: np.packbits(of_protocol, axis=1) for name, of_protocol in right.items()},
+        images=len(next(iter(by_protocol.values())).labels),
+        **{name: np.packbits(mask, axis=1) for name, mask in right.items()},
     )
     durable_files.replace(Path(directory) / RIGHT, content.getvalue())
 
@@ -139,11 +139,11 @@ def write_right(directory: str | Path, tested: Mapping[str, Answers]) -> None:
 def read_right(path: str | Path) -> dict[str, np.ndarray] | None:
     """{protocol: (2, N) bool} of a file that `write_right` wrote, None where there is none, or something else."""
     try:
-        with np.load(path, allow_pickle=False) as found:
-            images = int(found["images"])
-            packed = {name: found[name] for name in found.files if name.endswith((" view", " views"))}
-            if any(bits.shape != (2, -(-images // 8)) for bits in packed.values()):
+        with np.load(path, allow_pickle=False) as archive:
+            images = int(archive["images"])
+            arrays = {name: archive[name] for name in archive.files if name.endswith((" view", " views"))}
+            if any(bits.shape != (2, -(-images // 8)) for bits in arrays.values()):
                 return None
-            return {name: np.unpackbits(bits, axis=1, count=images).astype(bool) for name, bits in packed.items()}
+            return {name: np.unpackbits(bits, axis=1, count=images).astype(bool) for name, bits in arrays.items()}
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None

@@ -35,36 +35,36 @@ def compare(
     "one_mask_divergence"  the same of a sampled network from the geometric mean, mean over the masks
     """
     was_training, step = network.training, network.step
-    halves, arithmetic, wrong = [0, 0], None, 0.0  # sums over the even and the odd masks
+    halves, log_sum, error_sum = [0, 0], None, 0.0  # sums over the even and the odd masks
     try:
         network.eval()
-        halved = network(*images).double().log_softmax(1).cpu()
+        approximation = network(*images).double().log_softmax(1).cpu()
         labels = labels.cpu()
         network.train()
         for mask in range(masks):
             # A training pass counts on, and so has masks of its own.
             log = network(*images).double().log_softmax(1).cpu()
             halves[mask % 2] = halves[mask % 2] + log
-            arithmetic = log if arithmetic is None else torch.logaddexp(arithmetic, log)
-            wrong += _error(log, labels)
+            log_sum = log if log_sum is None else torch.logaddexp(log_sum, log)
+            error_sum += _error(log, labels)
             advance(1)
     finally:
         network.train(was_training)
         network.step = step
-    geometric = (halves[0] + halves[1]).div(masks).log_softmax(1)
-    even, odd = halves[0].div(masks - masks // 2).log_softmax(1), halves[1].div(masks // 2).log_softmax(1)
+    geometric_mean = (halves[0] + halves[1]).div(masks).log_softmax(1)
+    even_mean, odd_mean = halves[0].div(masks - masks // 2).log_softmax(1), halves[1].div(masks // 2).log_softmax(1)
     # The divergence is linear in the logarithms of what diverges, so the mean over the masks is that of their mean.
-    one_mask = F.kl_div((halves[0] + halves[1]) / masks, geometric, reduction="batchmean", log_target=True).item()
+    one_mask = F.kl_div((halves[0] + halves[1]) / masks, geometric_mean, reduction="batchmean", log_target=True).item()
     return {
         "masks": masks,
         "images": len(labels),
-        "halved": _error(halved, labels),
-        "geometric": _error(geometric, labels),
-        "arithmetic": _error(arithmetic, labels),
-        "one_mask": wrong / masks,
-        "agree": 100 * (halved.argmax(1) == geometric.argmax(1)).double().mean().item(),
-        "divergence": _divergence(geometric, halved),
-        "noise": _divergence(even, odd),
+        "halved": _error(approximation, labels),
+        "geometric": _error(geometric_mean, labels),
+        "arithmetic": _error(log_sum, labels),
+        "one_mask": error_sum / masks,
+        "agree": 100 * (approximation.argmax(1) == geometric_mean.argmax(1)).double().mean().item(),
+        "divergence": _divergence(geometric_mean, approximation),
+        "noise": _divergence(even_mean, odd_mean),
         "one_mask_divergence": one_mask,
     }
 
@@ -73,6 +73,6 @@ def _error(logs, labels):
     return 100 * (logs.argmax(1) != labels).double().mean().item()
 
 
-def _divergence(expected, found):
-    """Mean Kullback-Leibler divergence of `found` from `expected`, (N, classes) logarithms each."""
-    return F.kl_div(found, expected, reduction="batchmean", log_target=True).item()
+def _divergence(reference, estimate):
+    """Mean Kullback-Leibler divergence of `estimate` from `reference`, (N, classes) logarithms each."""
+    return F.kl_div(estimate, reference, reduction="batchmean", log_target=True).item()

@@ -80,20 +80,20 @@ def choose_weights(
     strictly better is kept; five passes at most, and none after one that changed nothing. Ties among the top count as
     in `topk_credit`. Weights that are all 0 are not tried. advance(n) is called for every n averages tried, at most
     PASSES * (STEPS + 1) * networks."""
-    right = _Right(logs, labels, 5 if top5_tells(logs[0].shape[1]) else 1)
+    count_right = _Right(logs, labels, 5 if top5_tells(logs[0].shape[1]) else 1)
     steps = [START] * len(logs)
-    best = right(steps)
+    best = count_right(steps)
     for _ in range(PASSES):
-        before = list(steps)
+        previous_steps = list(steps)
         for network in range(len(logs)):
             for step in range(STEPS + 1):
-                tried = steps[:network] + [step] + steps[network + 1 :]
-                count = right(tried) if any(tried) else 0
+                candidate = steps[:network] + [step] + steps[network + 1 :]
+                count = count_right(candidate) if any(candidate) else 0
                 # sums of the same fractions of ties in another order may differ in their last bits
                 if count > best + 1e-6:
-                    steps, best = tried, count
+                    steps, best = candidate, count
             advance(STEPS + 1)
-        if steps == before:
+        if steps == previous_steps:
             break
     return tuple(step / STEPS for step in steps)
 
@@ -111,10 +111,10 @@ class _Right:
         for start in range(0, len(labels), ROWS):
             rows = slice(start, start + ROWS)
             # (networks, n, classes)
-            probable = torch.stack([of_network[rows].double() for of_network in logs]).exp().numpy()
-            if np.isnan(probable).any():
+            probabilities = torch.stack([of_network[rows].double() for of_network in logs]).exp().numpy()
+            if np.isnan(probabilities).any():
                 raise ValueError("a probability is not a number")
-            lead = probable - np.take_along_axis(probable, labels[rows].numpy()[None, :, None], 2)
+            lead = probabilities - np.take_along_axis(probabilities, labels[rows].numpy()[None, :, None], 2)
             rival = (lead >= 0).any(0)
             np.put_along_axis(rival, labels[rows].numpy()[:, None], False, 1)
             surely_right, surely_wrong = rival.sum(1) < k, (lead > 0).all(0).sum(1) >= k
@@ -132,5 +132,5 @@ class _Right:
         # a tie.
         lead = sum(weight * of_network for weight, of_network in zip(weights, self.lead, strict=True))
         above = np.bincount(self.image[lead > 0], minlength=self.count)
-        tied = 1 + np.bincount(self.image[lead == 0], minlength=self.count)
-        return self.always + ((self.k - above) / tied).clip(0, 1).sum()
+        ties = 1 + np.bincount(self.image[lead == 0], minlength=self.count)
+        return self.always + ((self.k - above) / ties).clip(0, 1).sum()

@@ -58,15 +58,15 @@ def open_runs(
         raise UserError(f"--batch-size {batch_size}: it must be at least 1")
     if ranks.count > 1 and len(directories) > 1:
         raise UserError(f"{len(directories)} runs are averaged in one process; torchrun's {ranks.count} can test one")
-    described, opened, sources = [], {}, {}
+    trainings, datasets, sources = [], {}, {}
     for directory in directories:
-        run = trained(directory)
-        check_kernels(kernels, here(gpus, run.recipe.towers, ranks, run.recipe.lrn_crosses))
-        if run.classes != (described or [run])[0].classes:
-            difference = first_difference(described[0].classes, run.classes, directories[0])
+        training = trained(directory)
+        check_kernels(kernels, here(gpus, training.recipe.towers, ranks, training.recipe.lrn_crosses))
+        if training.classes != (trainings or [training])[0].classes:
+            difference = first_difference(trainings[0].classes, training.classes, directories[0])
             raise UserError(f"{directory}: {difference}; only networks with the same classes can be averaged")
-        described.append(run)
-        sources.setdefault(run.source, directory)
+        trainings.append(training)
+        sources.setdefault(training.source, directory)
     named = data is not None
     if not named:
         if len(sources) > 1:
@@ -74,31 +74,31 @@ def open_runs(
             raise UserError(f"the runs were trained on different data, {where}; say with --data what to test them on")
         data = next(iter(sources))
     runs = []
-    for directory, run in zip(directories, described):
-        recipe, classes = run.recipe, run.classes
-        if recipe.stored_size not in opened:
-            opened[recipe.stored_size] = (
+    for directory, training in zip(directories, trainings):
+        recipe, classes = training.recipe, training.classes
+        if recipe.stored_size not in datasets:
+            datasets[recipe.stored_size] = (
                 open_dataset(data, recipe.stored_size, splits)
                 if named
                 else open_data_of_run(directory, data, recipe.stored_size, splits)
             )
-            say(f"data: {opened[recipe.stored_size].description}")
-            for line in opened[recipe.stored_size].passed_over:
+            say(f"data: {datasets[recipe.stored_size].description}")
+            for line in datasets[recipe.stored_size].passed_over:
                 say(line)
-        dataset = opened[recipe.stored_size]
+        dataset = datasets[recipe.stored_size]
         if dataset.classes != classes:
-            blamed = f"--data {data}" if named else f"{data}, where the data of {directory} were"
+            origin = f"--data {data}" if named else f"{data}, where the data of {directory} were"
             raise UserError(
-                f"{blamed}: its {len(dataset.classes)} classes are not the {len(classes)} that "
+                f"{origin}: its {len(dataset.classes)} classes are not the {len(classes)} that "
                 f"{directory} was trained on; {first_difference(classes, dataset.classes, directory)}"
             )
         devices = here(gpus, recipe.towers, ranks, recipe.lrn_crosses)
         size = batch_size or recipe.batch_size
-        made = make_pipeline(pipeline, dataset, recipe, devices, workers, processes=ranks.local_count)
-        refuse_batch(made, size, processes=ranks.local_count)
-        made.use(run.statistics)
-        made.pieces = replace(made.pieces, pair=ranks.pair, pairs=ranks.pairs)
-        runs.append(Run(str(directory), dataset, made, both_protocols(recipe), size, gpus, kernels, ranks))
+        reader = make_pipeline(pipeline, dataset, recipe, devices, workers, processes=ranks.local_count)
+        refuse_batch(reader, size, processes=ranks.local_count)
+        reader.use(training.statistics)
+        reader.pieces = replace(reader.pieces, pair=ranks.pair, pairs=ranks.pairs)
+        runs.append(Run(str(directory), dataset, reader, both_protocols(recipe), size, gpus, kernels, ranks))
     return runs
 
 
@@ -124,24 +124,24 @@ def evaluate_runs(
     `views`, "ten" (all views that the recipe has) or "centre". The average of both protocols has the same ones. finite:
     answers that are NaN are refused also of a single run; of several they always are. Raises UserError."""
     if len(runs) == 1:
-        found = _test(runs[0], split, runs[0].protocols, finite)
-        return Tested([found], found, (1.0,))
+        answers = _test(runs[0], split, runs[0].protocols, finite)
+        return Tested([answers], answers, (1.0,))
     runs, place = _with_equal_protocols(runs), {"centre": 0, "ten": -1}[views]
     if weights == "validation" and split == "val":
-        tested, totals, weights = _chosen_on_what_is_tested(runs, split, place)
+        tests, totals, weights = _best_average(runs, split, place)
     else:
         if weights == "validation":
             weights = _weights_of_validation(runs, place)
         elif weights is None:
             weights = (1 / len(runs),) * len(runs)
-        tested, totals = _weighted(runs, split, weights)
+        tests, totals = _weighted_average(runs, split, weights)
     labels = torch.from_numpy(runs[0].dataset.splits[split].labels).split(ensemble_weights.ROWS)
     names = [" / ".join(dict.fromkeys(names)) for names in zip(*(run.protocols for run in runs))]
     average = {
         name: joined([judged(*rows) for rows in zip(total.split(ensemble_weights.ROWS), labels)])
         for name, total in zip(names, totals)
     }
-    return Tested(tested, average, weights)
+    return Tested(tests, average, weights)
 
 
 def _with_equal_protocols(runs):
@@ -156,39 +156,39 @@ def _with_equal_protocols(runs):
     ]
 
 
-def _weighted(runs, split, weights):
+def _weighted_average(runs, split, weights):
     """([{protocol: `Answers`} of each run], [logarithms of the average under each protocol, (N, classes) float32])."""
-    tested, totals = [], _nothing_of_each(runs[0], split)
+    tests, totals = [], _nothing_of_each(runs[0], split)
     for run, weight in zip(runs, weights, strict=True):
 
         def take(protocol, rows, logs, weight=weight):
             ensemble_weights.fold(totals[protocol][rows], logs, weight)
 
-        tested.append(_test(run, split, run.protocols, True, take))
-        print_answers(tested[-1], split, len(run.dataset.classes))
-    return tested, totals
+        tests.append(_test(run, split, run.protocols, True, take))
+        print_answers(tests[-1], split, len(run.dataset.classes))
+    return tests, totals
 
 
-def _chosen_on_what_is_tested(runs, split, place):
-    """What `_weighted` returns, and the weights, which are known when every run has been tested: until then all
-    probabilities are kept."""
-    tested, kept = [], []
+def _best_average(runs, split, place):
+    """What `_weighted_average` returns, and the weights, chosen on the images that are tested. They are known when
+    every run has been tested; until then all probabilities are kept."""
+    tests, logs_of_runs = [], []
     for run in runs:
-        kept.append(_nothing_of_each(run, split))
+        logs_of_runs.append(_nothing_of_each(run, split))
 
         def take(protocol, rows, logs):
-            kept[-1][protocol][rows] = logs
+            logs_of_runs[-1][protocol][rows] = logs
 
-        tested.append(_test(run, split, run.protocols, True, take))
-        print_answers(tested[-1], split, len(run.dataset.classes))
+        tests.append(_test(run, split, run.protocols, True, take))
+        print_answers(tests[-1], split, len(run.dataset.classes))
     labels = torch.from_numpy(runs[0].dataset.splits[split].labels)
-    weights = ensemble_weights.normalised(_choose([own[place] for own in kept], labels))
+    weights = ensemble_weights.normalised(_choose([of_run[place] for of_run in logs_of_runs], labels))
     say("WARNING: the weights were chosen on the images that they are tested on")
     totals = _nothing_of_each(runs[0], split)
-    for own, weight in zip(kept, weights):
-        for total, logs in zip(totals, own, strict=True):
+    for of_run, weight in zip(logs_of_runs, weights):
+        for total, logs in zip(totals, of_run, strict=True):
             ensemble_weights.fold(total, logs, weight)
-    return tested, totals, weights
+    return tests, totals, weights
 
 
 def _nothing_of_each(run, split):
@@ -199,13 +199,13 @@ def _nothing_of_each(run, split):
 
 def _weights_of_validation(runs, place):
     """Weights that add up to 1, from a test of every run on the validation images under one of its protocols."""
-    kept, labels = [], torch.from_numpy(runs[0].dataset.splits["val"].labels)
+    logs_of_runs, labels = [], torch.from_numpy(runs[0].dataset.splits["val"].labels)
     for run in runs:
-        kept.append(ensemble_weights.nothing(len(labels), len(run.dataset.classes)))
+        logs_of_runs.append(ensemble_weights.nothing(len(labels), len(run.dataset.classes)))
         name, views = list(run.protocols.items())[place]
-        found = _test(run, "val", {name: views}, True, lambda _, rows, logs: kept[-1][rows].copy_(logs))
-        print_answers(found, "val", len(run.dataset.classes))
-    return ensemble_weights.normalised(_choose(kept, labels))
+        answers = _test(run, "val", {name: views}, True, lambda _, rows, logs: logs_of_runs[-1][rows].copy_(logs))
+        print_answers(answers, "val", len(run.dataset.classes))
+    return ensemble_weights.normalised(_choose(logs_of_runs, labels))
 
 
 def _choose(logs, labels):
@@ -220,23 +220,23 @@ def _choose(logs, labels):
 def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None):
     """{protocol: `Answers`} of a run. take(number of the protocol, rows, their (n, classes) float32) is called for
     every batch."""
-    network, found = load_run(run.directory, run.gpus, run.kernels, run.ranks)
+    network, metadata = load_run(run.directory, run.gpus, run.kernels, run.ranks)
     run.ranks.meet()  # a disk may be slow
-    run.ranks.refuse_difference(lambda: _facts(run, split, network, found))
+    run.ranks.refuse_difference(lambda: _facts(run, split, network, metadata))
 
-    def taken(rows, means):
+    def pass_on(rows, means):
         for number, mean in enumerate(means.values()):
             if finite and mean.isnan().any():
                 raise UserError(f"{run.directory}: its network answers with NaN; such a run can only be tested alone")
             take(number, rows, mean.float().cpu())
 
     with progress(f"{split}, {list(protocols)[-1]}", len(run.dataset.splits[split])) as advance:
-        return evaluate(network, run.pipeline, split, protocols, run.batch_size, advance, taken, run.ranks)
+        return evaluate(network, run.pipeline, split, protocols, run.batch_size, advance, pass_on, run.ranks)
 
 
-def _facts(run, split, network, found):
+def _facts(run, split, network, metadata):
     """{what has to be alike in all processes of a job: it}"""
-    manifest = found.checkpoint / checkpoint_format.MANIFEST  # has the digests of what was read
+    manifest = metadata.checkpoint / checkpoint_format.MANIFEST  # has the digests of what was read
     return {
         "the code": f"{package_version('alexnet_mp')}, commit {source_commit()}",
         "torch": torch.__version__,
@@ -251,10 +251,10 @@ def _facts(run, split, network, found):
     }
 
 
-def print_answers(found: Mapping[str, Answers], split: str, classes: int) -> None:
+def print_answers(answers: Mapping[str, Answers], split: str, classes: int) -> None:
     """The table of {protocol: `Answers`}, on images of so many classes."""
-    errors = {name: of_protocol.errors() for name, of_protocol in found.items()}
+    errors = {name: of_protocol.errors() for name, of_protocol in answers.items()}
     if None in errors.values():
-        say(f"{split}: {len(next(iter(found.values())).labels):,} images without labels, so without errors")
+        say(f"{split}: {len(next(iter(answers.values())).labels):,} images without labels, so without errors")
     else:
         print_errors(errors, split, classes)

@@ -45,14 +45,14 @@ def write_features(run: Run, split: str, layer: str, out: str) -> tuple[int, ...
     and as metadata the names of the classes. The values are what follows the layer's operations (`Layer.then`) in test
     mode: hidden units are already multiplied by 1 - dropout (4.2). Raises UserError where the file can't be written,
     and for values that are not finite."""
-    network, found = load_run(run.directory, run.gpus, run.kernels)
+    network, metadata = load_run(run.directory, run.gpus, run.kernels)
     images, views = run.dataset.splits[split], centre_view(network.recipe)
     about = {
         "layer": layer,
         "split": split,
         "run": printable(run.directory),
-        "checkpoint": found.checkpoint.name,
-        "classes": json.dumps(found.classes),
+        "checkpoint": metadata.checkpoint.name,
+        "classes": json.dumps(metadata.classes),
     }
     with (
         progress(f"{split}, {layer}", len(images)) as advance,
@@ -65,7 +65,7 @@ def write_features(run: Run, split: str, layer: str, out: str) -> tuple[int, ...
         shape = (len(images), *first.shape[1:])
         say(f"{layer}: {' x '.join(map(str, shape))}, {4 * int(np.prod(shape, dtype=np.float64)):,} bytes")
         if Path(out).suffix == ".npz":
-            content = _npz(shape, first, parts, images, found.classes)
+            content = _npz(shape, first, parts, images, metadata.classes)
         else:
             content = _safetensors(shape, first, parts, np.asarray(images.labels, np.int64), about)
         durable_files.write_output(out, content)
@@ -98,15 +98,15 @@ def outputs_of(network: TwoTowerAlexNet | MergedAlexNet, layer: str) -> Iterator
 def _of_batches(network, batches, layer, advance: Callable[[int], None]):
     """Yields the layer's output of each batch, (n, ...) float32 on the CPU, maps of tower a first."""
     # With lrn_crosses layers of both towers are computed at once.
-    computed = network.merge() if network.recipe.lrn_crosses else network
-    with outputs_of(computed, layer) as outputs:
+    model = network.merge() if network.recipe.lrn_crosses else network
+    with outputs_of(model, layer) as outputs:
         for views, labels in batches:
             (images,) = views
-            computed(*(images if computed is network else images[:1]))
-            found = np.ascontiguousarray(torch.cat([output.float().cpu() for output in outputs], 1).numpy())
-            if not safetensors_file.finite(found):
+            model(*(images if model is network else images[:1]))
+            features = np.ascontiguousarray(torch.cat([output.float().cpu() for output in outputs], 1).numpy())
+            if not safetensors_file.finite(features):
                 raise UserError(f"{layer} gives NaN or infinity: the network diverged, and has no features")
-            yield found
+            yield features
             advance(len(labels))
 
 
@@ -131,8 +131,8 @@ def _npz(shape, first, parts, images, classes):
             np.lib.format.write_array_header_1_0(entry, {"descr": "<f4", "fortran_order": False, "shape": shape})
             for part in _all(first, parts):
                 entry.write(memoryview(part).cast("B"))
-                yield pipe.taken()
-    yield pipe.taken()
+                yield pipe.drain()
+    yield pipe.drain()
 
 
 def _all(first, parts):
@@ -153,6 +153,6 @@ class _Pipe(io.RawIOBase):
         self.content.append(bytes(content))
         return len(content)
 
-    def taken(self) -> bytes:
+    def drain(self) -> bytes:
         content, self.content = b"".join(self.content), []
         return content

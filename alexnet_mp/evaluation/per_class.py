@@ -26,30 +26,31 @@ def table(classes: Sequence[str], answers: Answers, counts: torch.Tensor, words:
     answers: to all images; counts: their `confusion`. Without images there is no error, of five classes or fewer no
     top-5 error, and without a wrong one no wrong class: the field is empty. Of classes that it is taken for equally
     often, the first is named."""
-    wrong = counts.clone().fill_diagonal_(0)
-    most, which = wrong.max(1).values.tolist(), wrong.numpy().argmax(1)  # numpy's names the first of equals
+    confusions = counts.clone().fill_diagonal_(0)
+    # numpy's argmax names the first of equals
+    frequencies, rivals = confusions.max(1).values.tolist(), confusions.numpy().argmax(1)
     rows = [("class", "images", "top-1 error %", "top-5 error %", "most frequent wrong class", "its images")]
-    shown = apart_by_number(classes)
+    names = apart_by_number(classes)
     words = None if words is None or list(words) == list(classes) else words
     if words:
         rows[0] += ("class in words", "wrong class in words")
-    for label, name in enumerate(shown):
+    for label, name in enumerate(names):
         own = answers.labels == label
         images = int(own.sum())
         errors = [
             f"{100 - 100 * credit[own].mean().item():.4f}" if images and tells else ""
             for credit, tells in ((answers.top1, True), (answers.top5, top5_tells(len(classes))))
         ]
-        wrongly = which[label] if most[label] else None
-        row = name, images, *errors, "" if wrongly is None else shown[wrongly], most[label]
-        rows.append(row + (words[label], "" if wrongly is None else words[wrongly]) if words else row)
+        rival = rivals[label] if frequencies[label] else None
+        row = name, images, *errors, "" if rival is None else names[rival], frequencies[label]
+        rows.append(row + (words[label], "" if rival is None else words[rival]) if words else row)
     return as_csv(rows)
 
 
 def confusion_table(classes: Sequence[str], counts: torch.Tensor) -> str:
     """CSV of a `confusion`: a header of the predicted classes, then a row a class; names as in `table`."""
-    shown = apart_by_number(classes)
-    return as_csv([("class", *shown), *((name, *row) for name, row in zip(shown, counts.tolist(), strict=True))])
+    names = apart_by_number(classes)
+    return as_csv([("class", *names), *((name, *row) for name, row in zip(names, counts.tolist(), strict=True))])
 
 
 def as_csv(rows: Iterable[Sequence[object]]) -> str:

@@ -92,17 +92,17 @@ def evaluate(
     advance(n) is called for every n images; take(their places in the split, {name: (n, classes) logarithms of
     probabilities}) before, in a job of one process. ranks: of a job whose pairs are dealt whole batches by the
     pipeline. Their answers are put together in the order of the batches, for all processes."""
-    batches, done = {name: [] for name in protocols}, 0
+    batches, start = {name: [] for name in protocols}, 0
     with closing(log_probabilities(network, ranks.in_turn(pipeline), split, protocols, batch_size)) as per_batch:
         for batch in per_batch:
             if batch is None:
                 advance(0)
                 continue
             means, labels = batch
-            take(slice(done, done + len(labels)), means)
+            take(slice(start, start + len(labels)), means)
             for name, mean in means.items():
                 batches[name].append(judged(mean, labels))
-            done += len(labels)
+            start += len(labels)
             advance(len(labels))
     if ranks.pairs > 1:
         batches = _in_order(ranks.gather({name: _on_host(parts) for name, parts in batches.items()}), ranks)
@@ -113,12 +113,12 @@ def _on_host(batches):
     return [tuple(tensor.cpu() for tensor in batch) for batch in batches]
 
 
-def _in_order(found, ranks):
+def _in_order(of_ranks, ranks):
     """{name: batches} of a split, of which every `ranks.pairs`-th is each pair's."""
-    of_pairs = found[:: ranks.towers]
+    of_pairs = of_ranks[:: ranks.towers]
     return {
         name: [batch for row in zip_longest(*(pair[name] for pair in of_pairs)) for batch in row if batch is not None]
-        for name in found[0]
+        for name in of_ranks[0]
     }
 
 

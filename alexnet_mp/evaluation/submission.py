@@ -21,10 +21,10 @@ def order(names: Sequence[str]) -> list[int]:
 
     Raises UserError where an image's number is missing, as where `prepare --bad-images skip` left it out, or there
     twice."""
-    found = [NUMBERED.fullmatch(str(name)) for name in names]
-    if not all(found):
-        return list(range(len(found)))
-    numbers = [int(match[1]) for match in found]
+    matches = [NUMBERED.fullmatch(str(name)) for name in names]
+    if not all(matches):
+        return list(range(len(matches)))
+    numbers = [int(match[1]) for match in matches]
     places = sorted(range(len(numbers)), key=numbers.__getitem__)
     for line, place in enumerate(places, start=1):
         if numbers[place] != line:

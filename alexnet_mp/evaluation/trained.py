@@ -49,17 +49,17 @@ def load_run(
 ) -> tuple[TwoTowerAlexNet, Trained]:
     """(network in test mode, its `Trained`) of a run directory's newest weights. ranks: of a job of which this process
     has a pair of towers. Raises UserError where it can't be used."""
-    found = trained(directory, with_weights=True)
-    devices = here(gpus, found.recipe.towers, ranks, found.recipe.lrn_crosses)
+    training = trained(directory, with_weights=True)
+    devices = here(gpus, training.recipe.towers, ranks, training.recipe.lrn_crosses)
     check_kernels(kernels, devices)
     make_current(devices)
-    network = TwoTowerAlexNet(found.recipe, devices, len(found.classes), kernels)
+    network = TwoTowerAlexNet(training.recipe, devices, len(training.classes), kernels)
     try:
-        network.load_merged(found.weights)
+        network.load_merged(training.weights)
     except ValueError as error:
-        raise UserError(f"{found.checkpoint} doesn't fit {directory}/run.json: {error}") from None
-    say(f"{found.checkpoint} on {', '.join(map(str, devices))}, kernels {network.kernels_used()}")
-    return network.eval(), replace(found, weights=None)
+        raise UserError(f"{training.checkpoint} doesn't fit {directory}/run.json: {error}") from None
+    say(f"{training.checkpoint} on {', '.join(map(str, devices))}, kernels {network.kernels_used()}")
+    return network.eval(), replace(training, weights=None)
 
 
 def class_words(directory: str | Path, classes: Sequence[str]) -> list[str]:

@@ -108,11 +108,11 @@ def _train(run, options, before, last):
         # After a kill there is neither the time nor the work of what was killed: what goes on begins at its checkpoint.
         if reached(run) > before:
             notes, views = read_notes(run), number_of_views(run) if tested_by_run(run) else 0
-            done = work_of_steps(run, before, reached(run)) + operations(run) * views * len(data_of(run).splits["val"])
+            work = work_of_steps(run, before, reached(run)) + operations(run) * views * len(data_of(run).splits["val"])
             note(
                 run,
                 seconds=notes["seconds"] + time.monotonic() - start,
-                work=notes["work"] + done,
+                work=notes["work"] + work,
                 devices=[device["name"] for device in read_run(run.directory)["devices"]],
             )
 
@@ -150,18 +150,18 @@ def read_notes(run: Run) -> dict:
     """What lies beside a run's directory: {"seconds", "work", "devices", "tests"}; what is damaged counts as
     nothing."""
     try:
-        found = json.loads(Path(f"{run.directory}{RESULT}").read_text(encoding="utf-8"))
+        entry = json.loads(Path(f"{run.directory}{RESULT}").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        found = None
-    found = found if isinstance(found, dict) else {}
+        entry = None
+    entry = entry if isinstance(entry, dict) else {}
     kinds = {"seconds": (int, float), "work": (int, float), "devices": list, "tests": dict}
-    nothing = {"seconds": 0, "work": 0, "devices": [], "tests": {}}
-    notes = {name: found[name] if isinstance(found.get(name), kind) else nothing[name] for name, kind in kinds.items()}
-    notes["tests"] = {key: errors for key, errors in notes["tests"].items() if _whole(errors)}
+    zeros = {"seconds": 0, "work": 0, "devices": [], "tests": {}}
+    notes = {name: entry[name] if isinstance(entry.get(name), kind) else zeros[name] for name, kind in kinds.items()}
+    notes["tests"] = {key: errors for key, errors in notes["tests"].items() if _is_whole(errors)}
     return notes
 
 
-def _whole(errors):
+def _is_whole(errors):
     """Whether these are the errors of a test, by protocol."""
     return isinstance(errors, dict) and all(
         isinstance(of_one, dict)

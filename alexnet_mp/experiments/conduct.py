@@ -32,21 +32,21 @@ def run_claim(
     record, path = new_record(claim, options), None
     if claim.kind.searches_rates and not search_rates(claim, options, record, allow):
         return None
-    averaged = {
+    averages = {
         _names(ensemble["members"]): ensemble
-        for earlier in read_records(options.records).get(claim.id, [])
-        for ensemble in earlier["ensembles"]
+        for old_record in read_records(options.records).get(claim.id, [])
+        for ensemble in old_record["ensembles"]
     }
-    total = turns(claim, options, seeds, record["rates"])
-    for number, (runs, members) in enumerate(total, 1):
-        members, what = members or [], f"{'ensemble' if members else 'seed'} {number} of {len(total)}"
-        earlier = averaged.get(_names(member.directory for member in members))
-        wanted = _weights_wanted(runs, [] if earlier else members, options)
-        entries = _entries_of_turn(claim, options, runs, wanted, what, allow)
+    plan = turns(claim, options, seeds, record["rates"])
+    for number, (runs, members) in enumerate(plan, 1):
+        members, what = members or [], f"{'ensemble' if members else 'seed'} {number} of {len(plan)}"
+        old_average = averages.get(_names(member.directory for member in members))
+        weight_paths = _weights_wanted(runs, [] if old_average else members, options)
+        entries = _entries_of_turn(claim, options, runs, weight_paths, what, allow)
         if entries is None:
             return record if path else None
         record["runs"] += entries.values()
-        record["ensembles"] += _averages(claim, options, members, earlier, number)
+        record["ensembles"] += _averages(claim, options, members, old_average, number)
         path, written = write_record(record, options.records)
     say(f"recorded in {path}" if written else f"{path} stays as it is: it has these runs and more")
     return record
@@ -54,20 +54,20 @@ def run_claim(
 
 def _weights_wanted(runs, members, options):
     """The directories of the runs of a turn whose weights are asked for: of `members`, which are to be averaged, and of
-    those that a run begins with which isn't trained yet."""
-    wanted = {member.directory for member in members}
-    begun = [run for run in runs if run.directory in wanted or not entry_of(run, options)]
-    return wanted | {run.init for run in begun if run.init and status(run) not in ("done", "diverged")}
+    those with which a run begins that isn't trained yet."""
+    paths = {member.directory for member in members}
+    pending_runs = [run for run in runs if run.directory in paths or not entry_of(run, options)]
+    return paths | {run.init for run in pending_runs if run.init and status(run) not in ("done", "diverged")}
 
 
-def _entries_of_turn(claim, options, runs, wanted, turn, allow):
+def _entries_of_turn(claim, options, runs, weight_paths, turn, allow):
     """{directory: entry} of a turn's runs, trained and measured unless they are kept and nobody wants their weights;
     None where there was no time for one. turn: which one it is, in words."""
     entries = {}
     for run in runs:
-        kept = entry_of(run, options)
-        if kept and run.directory not in wanted:
-            entries[run.directory] = kept
+        entry = entry_of(run, options)
+        if entry and run.directory not in weight_paths:
+            entries[run.directory] = entry
             continue
         if "diverged" in entries.get(run.init, {}):
             say(f"-- {claim.id}: {run.arm}, seed {run.seed}: not trained, what it would begin with diverged")
@@ -76,17 +76,17 @@ def _entries_of_turn(claim, options, runs, wanted, turn, allow):
         if not allow(run):
             return None
         # the weights of what is kept are gone: this is another network
-        anew = kept is not None and status(run) != "done"
+        anew = entry is not None and status(run) != "done"
         train_run(run, options)
-        entries[run.directory] = measure(run, options) if anew else kept or measure_and_keep(run, options)
+        entries[run.directory] = measure(run, options) if anew else entry or measure_and_keep(run, options)
     return entries
 
 
-def _averages(claim, options, members, earlier, number):
+def _averages(claim, options, members, old_average, number):
     """The average of a turn's networks, as a list of one; none where it has no members, or one of them diverged.
-    earlier: what an earlier record has of the same members, or None."""
-    if earlier:
-        return [earlier | {"members": [str(member.directory) for member in members]}]
+    old_average: what an earlier record has of the same members, or None."""
+    if old_average:
+        return [old_average | {"members": [str(member.directory) for member in members]}]
     if members and all(status(member) == "done" for member in members):
         return [average(members, options)]
     if members:
@@ -139,12 +139,12 @@ def search(kind: Kind, arm: Arm, options: Namespace) -> tuple[float | None, floa
                 return factor, None, None
             if factor not in entries:
                 entries[factor] = measure(run, options, tested=False) | {"factor": factor}
-        found = [
+        scores = [
             (entry["epochs_to_level"] or math.inf, entry["train"]["top1_error"], factor)
             for factor, entry in entries.items()
             if "diverged" not in entry
         ]
-        best = min(found)[2] if found else None
+        best = min(scores)[2] if scores else None
         below, above = FACTORS[: FACTORS.index(grid[0])][-1:], FACTORS[FACTORS.index(grid[-1]) + 1 :][:1]
         if below and best in (None, grid[0]):
             grid = [*below, *grid]
@@ -159,12 +159,12 @@ def search(kind: Kind, arm: Arm, options: Namespace) -> tuple[float | None, floa
 
 def _refuse_nothing(claim, arms):
     """Raise UserError where two arms are the same network."""
-    seen = {}
+    names = {}
     for arm, _, recipe in arms:
-        same = seen.setdefault((recipe, arm.init, arm.larger), arm.name)
-        if same != arm.name:
+        twin = names.setdefault((recipe, arm.init, arm.larger), arm.name)
+        if twin != arm.name:
             raise UserError(
-                f"{claim.id}: {arm.name} changes nothing of this network, it is the same as {same}; "
+                f"{claim.id}: {arm.name} changes nothing of this network, it is the same as {twin}; "
                 "there is nothing to compare"
             )
 
@@ -173,7 +173,7 @@ def new_record(claim: Claim, options: Namespace) -> dict:
     """A record without runs: what was asked for, with what, and how its arms differ."""
     arms = [(arm, *arm_recipe(arm, options)) for arm in claim.arms]
     _refuse_nothing(claim, arms)
-    first, sets = arms[0][2], {}
+    reference, sets = arms[0][2], {}
     for arm, _, recipe in arms:
         data = data_for(arm, claim.arms, options, recipe)
         dataset = opened(data, recipe.stored_size)
@@ -184,10 +184,10 @@ def new_record(claim: Claim, options: Namespace) -> dict:
             "images": {name: len(split) for name, split in dataset.splits.items()},
         }
         if claim.kind.on_test_images and has_labelled_test(data, recipe.stored_size):
-            tested = opened(data, recipe.stored_size, "test")
+            test_set = opened(data, recipe.stored_size, "test")
             sets[dataset.fingerprint] |= {
-                "test_images": len(tested.splits["test"]),
-                "test_fingerprint": tested.fingerprint,
+                "test_images": len(test_set.splits["test"]),
+                "test_fingerprint": test_set.fingerprint,
             }
     return {
         "format": FORMAT,
@@ -201,7 +201,7 @@ def new_record(claim: Claim, options: Namespace) -> dict:
         "base": base_of(options),
         "set": list(options.set),
         "first_seed": options.first_seed,
-        "epochs": first.epochs,
+        "epochs": reference.epochs,
         "steps": options.steps,
         "search_epochs": options.search_epochs,
         "arms": [
@@ -213,7 +213,7 @@ def new_record(claim: Claim, options: Namespace) -> dict:
                 "larger": arm.larger,
                 "digest": digest_of(recipe),
                 "of_preset": differences(PRESETS[preset](), recipe),
-                "differs": differences(first, recipe),
+                "differs": differences(reference, recipe),
             }
             for arm, preset, recipe in arms
         ],

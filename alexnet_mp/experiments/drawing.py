@@ -17,11 +17,11 @@ def errors(
     axes: "Axes", record: dict, colours: Mapping[str, str], paired: bool = True, joined_means: bool = False
 ) -> None:
     """The top-1 error of each arm of `colours`, {arm: colour}."""
-    tested = [run["errors"] for arm in colours for run in ended(record, arm)]
-    one = bool(tested) and all(len(of_run) == 1 for of_run in tested)
-    axes.set_ylabel(f"top-1 error, {'centre view' if one else 'average over views'} (%)")
-    measured = {arm: {run["seed"]: error(run) for run in ended(record, arm)} for arm in colours}
-    columns(axes, record, colours, measured, paired, joined_means)
+    tests = [run["errors"] for arm in colours for run in ended(record, arm)]
+    single_view = bool(tests) and all(len(of_run) == 1 for of_run in tests)
+    axes.set_ylabel(f"top-1 error, {'centre view' if single_view else 'average over views'} (%)")
+    series = {arm: {run["seed"]: error(run) for run in ended(record, arm)} for arm in colours}
+    columns(axes, record, colours, series, paired, joined_means)
 
 
 def times(
@@ -31,20 +31,20 @@ def times(
 
     A log axis for a ratio of `ratio`.
     """
-    tested = [run for run in record["runs"] if run["steps"] and "diverged" not in run]
-    runs = {arm: [run for run in tested if run["arm"] == arm] for arm in colours}
-    found = {arm: {run["seed"]: run[time] for run in runs[arm] if run.get(time) is not None} for arm in colours}
+    valid_runs = [run for run in record["runs"] if run["steps"] and "diverged" not in run]
+    runs = {arm: [run for run in valid_runs if run["arm"] == arm] for arm in colours}
+    series = {arm: {run["seed"]: run[time] for run in runs[arm] if run.get(time) is not None} for arm in colours}
     never = [
         (number, length(run), arm) for number, arm in enumerate(colours) for run in runs[arm] if run.get(time) is None
     ]
-    columns(axes, record, colours, found, counts={arm: len(of_arm) for arm, of_arm in runs.items()})
+    columns(axes, record, colours, series, counts={arm: len(of_arm) for arm, of_arm in runs.items()})
     for number, value, arm in never:
         axes.plot([number], [value], "o", color=colours[arm], markerfacecolor="white")
     if never:
         axes.plot([], [], "ko", markerfacecolor="white", label="not within the run, no part of the mean")
-    every = [*(value for values in found.values() for value in values.values()), *(value for _, value, _ in never)]
-    if every and max(every) >= ratio * min(every):
-        _logarithmic(axes, every)
+    heights = [*(value for values in series.values() for value in values.values()), *(value for _, value, _ in never)]
+    if heights and max(heights) >= ratio * min(heights):
+        _logarithmic(axes, heights)
 
 
 def _logarithmic(axes, values):
@@ -62,34 +62,34 @@ def columns(
     axes: "Axes",
     record: dict,
     colours: Mapping[str, str],
-    measured: Mapping[str, Mapping[int, float]],
+    series: Mapping[str, Mapping[int, float]],
     paired: bool = True,
     joined_means: bool = False,
     counts: Mapping[str, int] | None = None,
 ) -> None:
-    """A column a name of `measured`, {name: {seed: value}}: a point a seed, and beside them mean ± sd of several.
+    """A column a name of `series`, {name: {seed: value}}: a point a seed, and beside them mean ± sd of several.
 
     paired: the same seed is joined by a line. Under a column is how many values it has, or what counts says.
     """
-    labels, middle = [], []
-    for number, (name, values) in enumerate(measured.items()):
+    labels, means = [], []
+    for number, (name, values) in enumerate(series.items()):
         for value in values.values():
             axes.plot([number], [value], "o", color=colours[name])
         if values:
-            middle.append((number + (0.15 if len(values) > 1 else 0), mean(values.values())))
+            means.append((number + (0.15 if len(values) > 1 else 0), mean(values.values())))
         if len(values) > 1:
             axes.errorbar(
-                *middle[-1], yerr=stdev(values.values()), color=colours[name], fmt="_", markersize=12, capsize=4
+                *means[-1], yerr=stdev(values.values()), color=colours[name], fmt="_", markersize=12, capsize=4
             )
         n = counts[name] if counts else len(values)
         labels.append(f"{name.replace('_', ' ')}\nn = {n}{lost(record, name)}")
-    for seed in sorted({seed for values in measured.values() for seed in values}) if paired else ():
-        line = [(number, values[seed]) for number, values in enumerate(measured.values()) if seed in values]
+    for seed in sorted({seed for values in series.values() for seed in values}) if paired else ():
+        line = [(number, values[seed]) for number, values in enumerate(series.values()) if seed in values]
         axes.plot(*zip(*line), color=FAINT, linewidth=0.7, zorder=0)
-    if any(len(values) > 1 for values in measured.values()):
+    if any(len(values) > 1 for values in series.values()):
         axes.plot([], [], "_", color="black", markersize=12, label="mean, bars: \N{PLUS-MINUS SIGN} standard deviation")
-    if joined_means and middle:
-        axes.plot(*zip(*middle), color="black", linewidth=1.2, zorder=0, label="means")
+    if joined_means and means:
+        axes.plot(*zip(*means), color="black", linewidth=1.2, zorder=0, label="means")
     name_columns(axes, labels)
 
 
@@ -108,11 +108,11 @@ def name_columns(axes: "Axes", labels: Sequence[str]) -> None:
 
 def say_scale(axes: "Axes") -> None:
     """Say beside the axis that it is logarithmic, or where it begins if that isn't 0."""
-    low = axes.get_ylim()[0]
+    bottom = axes.get_ylim()[0]
     if axes.get_yscale() == "log":
         axes.set_ylabel(f"{axes.get_ylabel()}\nlogarithmic axis")
-    elif low > 0:
-        axes.set_ylabel(f"{axes.get_ylabel()}\nthe axis begins at {low:.3g}")
+    elif bottom > 0:
+        axes.set_ylabel(f"{axes.get_ylabel()}\nthe axis begins at {bottom:.3g}")
 
 
 def beside(axes: "Axes", text: str, x: float, y: float, columns: int) -> None:

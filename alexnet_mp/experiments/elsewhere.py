@@ -43,21 +43,21 @@ def feeding(folder: str | Path, records: Mapping[str, list[dict]]) -> list[str]:
             if name != "fixed" and "pct_feeding" in info
         )
         + " than with images that are there already"
-        for where, group in _newest(folder, "fed-step-")
+        for where, group in _newest_groups(folder, "fed-step-")
     ]
 
 
 def two_gpus(folder: str | Path, records: Mapping[str, list[dict]]) -> list[str]:
     """A step of both towers against one of the one-GPU network, of the newest benchmark at each place."""
-    found = []
-    for where, group in _newest(folder, "two-gpus-"):
+    lines = []
+    for where, group in _newest_groups(folder, "two-gpus-"):
         two, one = (group["rivals"][name]["median_s"] for name in ("two-towers", "one-gpu"))
-        found.append(
+        lines.append(
             f"{where}, {PLACES.get(group['place'], group['place'])}: a step of {group['batch']} images takes "
             f"{1e3 * two:,.1f} ms with two towers and {1e3 * one:,.1f} ms with the one-GPU network, "
             f"{two / one:.2f} times as long"
         )
-    return found
+    return lines
 
 
 PLACES = {
@@ -71,34 +71,34 @@ PLACES = {
 
 def importance(folder: str | Path, records: Mapping[str, list[dict]]) -> list[str]:
     """The cost of taking each thing away, largest first, where two records or more have the same data and setting."""
-    settings, found = {}, []
+    settings, lines = {}, []
     for claim, arm, section in IN_ORDER:
         for record in records.get(claim, []):
             cost = _cost(record, arm)
             if cost is not None:
-                of = settings.setdefault(conditions(record), {})
-                of.setdefault(section, (cost, claim, record["data"][0]["description"]))  # the newest is first
+                of_setting = settings.setdefault(conditions(record), {})
+                of_setting.setdefault(section, (cost, claim, record["data"][0]["description"]))  # the newest is first
     for costs in settings.values():
         if len(costs) > 1:
-            ordered = sorted(costs.items(), key=lambda item: -item[1][0])
-            costs_in_words = ", ".join(f"{claim} ({section}) {cost:+.2f}" for section, (cost, claim, _) in ordered)
-            same = [section for section, _ in ordered] == sorted(costs)
+            ranking = sorted(costs.items(), key=lambda item: -item[1][0])
+            costs_in_words = ", ".join(f"{claim} ({section}) {cost:+.2f}" for section, (cost, claim, _) in ranking)
+            in_order = [section for section, _ in ranking] == sorted(costs)
             missing = [claim for claim, _, section in IN_ORDER if section not in costs]
-            without = f", without {', '.join(missing)}" if missing else ""
-            found.append(
-                f"{ordered[0][1][2]}: points of top-1 error that each costs when it is taken away: {costs_in_words}; "
-                f"{'the' if same else 'not the'} paper's order{without}; estimates, no test"
+            remark = f", without {', '.join(missing)}" if missing else ""
+            lines.append(
+                f"{ranking[0][1][2]}: points of top-1 error that each costs when it is taken away: {costs_in_words}; "
+                f"{'the' if in_order else 'not the'} paper's order{remark}; estimates, no test"
             )
-    return found
+    return lines
 
 
 def _cost(record, arm):
     """Mean difference of an arm's top-1 error to the first arm's, paired by seed; None without a pair."""
-    found = differences(record, record["arms"][0]["name"], arm, error)
-    return mean(found) if found else None
+    points = differences(record, record["arms"][0]["name"], arm, error)
+    return mean(points) if points else None
 
 
-def _newest(folder, prefix):
+def _newest_groups(folder, prefix):
     """[(device and date, group)] of the newest record of every benchmark group with this prefix on every device."""
     newest = {}
     for path in sorted((Path(folder).absolute().parent.parent / BENCHMARKS / "records").glob("*/*.json")):
@@ -110,7 +110,7 @@ def _newest(folder, prefix):
             for group in record["groups"]:
                 if group["group"].startswith(prefix):
                     key = record["machine"]["device"], group["group"]
-                    newest[key] = max(newest.get(key, ("", None)), (record["date"], group), key=lambda found: found[0])
+                    newest[key] = max(newest.get(key, ("", None)), (record["date"], group), key=lambda pair: pair[0])
     return [(f"{device}, {date[:10]}", group) for (device, _), (date, group) in sorted(newest.items())]
 
 

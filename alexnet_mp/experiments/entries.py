@@ -22,8 +22,8 @@ def fields(record: dict) -> tuple[str, ...]:
 
 def pictures(record: dict) -> set[str]:
     """The fingerprints of a record's data sets; the study's pictures have one, whichever of theirs it holds."""
-    held = {data["fingerprint"] for data in record["data"]}
-    return {STUDY_PICTURES[0] if fingerprint in STUDY_PICTURES else fingerprint for fingerprint in held}
+    fingerprints = {data["fingerprint"] for data in record["data"]}
+    return {STUDY_PICTURES[0] if fingerprint in STUDY_PICTURES else fingerprint for fingerprint in fingerprints}
 
 
 def first_seed(record: dict) -> int:
@@ -34,8 +34,8 @@ def first_seed(record: dict) -> int:
 def conditions(record: dict, repeats: bool = True) -> str:
     """What records of different claims that can be judged together have in common: data, base, setting, length, and
     (repeats) the first seed."""
-    common = [sorted(pictures(record)), record["base"], record["set"], record["epochs"], record["steps"]]
-    return json.dumps([*common, first_seed(record)] if repeats else common)
+    parts = [sorted(pictures(record)), record["base"], record["set"], record["epochs"], record["steps"]]
+    return json.dumps([*parts, first_seed(record)] if repeats else parts)
 
 
 def words(arm: str) -> str:

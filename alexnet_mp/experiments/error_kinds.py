@@ -89,11 +89,11 @@ class Views(Kind):
         arm, colour = next(iter(colours.items()))
         runs = ended(record, arm)
         name = averaged(runs[0]["errors"]) if runs else "average over views"
-        measured = {
+        series = {
             view: {run["seed"]: run["errors"][view]["top1_error"] for run in runs} for view in ("centre view", name)
         }
         axes.set_ylabel("top-1 error (%)")
-        drawing.columns(axes, record, dict.fromkeys(measured, colour), measured)
+        drawing.columns(axes, record, dict.fromkeys(series, colour), series)
 
 
 class Overfitting(Kind):
@@ -103,8 +103,8 @@ class Overfitting(Kind):
     word = "overfitting"
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
-        moved = [sentences.moved(record, arms[0], arm) for arm in arms[1:]]
-        return [*super().findings(record, arms), _gaps(record, arms), *moved]
+        moves = [sentences.moved(record, arms[0], arm) for arm in arms[1:]]
+        return [*super().findings(record, arms), _gaps(record, arms), *moves]
 
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         gaps = [outcome.difference(record, arms[0], arm, gap, "validation minus training error, ") for arm in arms[1:]]
@@ -137,19 +137,19 @@ class Training(Kind):
     word = "training"
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
-        moved = [sentences.moved(record, arms[0], arm) for arm in arms[1:]]
-        return [*(_training(record, arms[0], arm) for arm in arms[1:]), *super().findings(record, arms), *moved]
+        moves = [sentences.moved(record, arms[0], arm) for arm in arms[1:]]
+        return [*(_training(record, arms[0], arm) for arm in arms[1:]), *super().findings(record, arms), *moves]
 
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         return [outcome.difference(record, arms[0], arm, training_error, "training error, ") for arm in arms[1:]]
 
     def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         axes.set_ylabel("top-1 error on the training images, centre view (%)")
-        measured = {
+        series = {
             arm: {run["seed"]: training_error(run) for run in ended(record, arm) if training_error(run) is not None}
             for arm in colours
         }
-        drawing.columns(axes, record, colours, measured)
+        drawing.columns(axes, record, colours, series)
 
 
 class Schedule(Kind):
@@ -173,25 +173,25 @@ def errors_of(record: dict, arm: str, before: str = "") -> str | None:
         for what, key in (("", "errors"), ("test images: ", "on_test_images"))
         if all(key in run for run in runs)
     ]
-    shown = fields(record)
-    apart = _apart(*(errors for _, errors in sets), shown) if len(sets) > 1 else ""
-    told = "; ".join(what + _levels(errors, shown) for what, errors in sets)
-    return f"{before}{words(arm)}: {told}{apart}, n = {len(runs)}"
+    shown_fields = fields(record)
+    test_gap = _test_gap(*(errors for _, errors in sets), shown_fields) if len(sets) > 1 else ""
+    levels = "; ".join(what + _levels(errors, shown_fields) for what, errors in sets)
+    return f"{before}{words(arm)}: {levels}{test_gap}, n = {len(runs)}"
 
 
-def _apart(validation, test, shown):
+def _test_gap(validation, test, shown_fields):
     """Test minus validation errors under the protocol that averages views, of the same runs."""
     name = averaged(validation[0])
     points = " / ".join(
-        spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)]) for field in shown
+        spread_signed([b[name][field] - a[name][field] for a, b in zip(validation, test)]) for field in shown_fields
     )
     return f"; test minus validation {points} points ({name})"
 
 
-def _levels(errors, shown):
+def _levels(errors, shown_fields):
     """The mean errors of several runs under their protocols."""
     return ", ".join(
-        f"{' / '.join(spread([of_run[protocol][field] for of_run in errors]) for field in shown)} % {protocol}"
+        f"{' / '.join(spread([of_run[protocol][field] for of_run in errors]) for field in shown_fields)} % {protocol}"
         for protocol in reversed(errors[0])
     )
 
@@ -203,13 +203,13 @@ def _gaps(record, arms):
         runs = [run for run in ended(record, arm) if gap(run) is not None]
         gaps[arm] = {run["seed"]: gap(run) for run in runs}
         if runs:
-            trained = mean(training_error(run) for run in runs)
-            parts.append(f"{words(arm)} {spread(list(gaps[arm].values()))} points (training images {trained:.2f} %)")
+            level = mean(training_error(run) for run in runs)
+            parts.append(f"{words(arm)} {spread(list(gaps[arm].values()))} points (training images {level:.2f} %)")
     for arm in arms[1:]:
         seeds = sorted(gaps[arms[0]].keys() & gaps[arm].keys())
         if seeds:
-            wider = paired(*([gaps[name][seed] for seed in seeds] for name in (arms[0], arm)))
-            parts.append(f"{words(arm)} {signed(wider)} points against {words(arms[0])}, {n_and_p(wider)}")
+            test = paired(*([gaps[name][seed] for seed in seeds] for name in (arms[0], arm)))
+            parts.append(f"{words(arm)} {signed(test)} points against {words(arms[0])}, {n_and_p(test)}")
     if not parts:
         return None
     return f"validation minus training error, centre view, network in test mode: {', '.join(parts)}"
@@ -237,7 +237,7 @@ def _drops(record, arm):
     of_seeds = []
     for run in runs:
         epochs = math.ceil(run["steps"] / run["steps_per_epoch"])
-        begins = f"at epoch{'s' if len(run['drops']) > 1 else ''} {', '.join(map(str, run['drops']))} of {epochs}"
+        dates = f"at epoch{'s' if len(run['drops']) > 1 else ''} {', '.join(map(str, run['drops']))} of {epochs}"
         never = f"not within {count(epochs, 'epoch')}"
-        of_seeds.append(f"{begins if run['drops'] else never} (seed {run['seed']})")
+        of_seeds.append(f"{dates if run['drops'] else never} (seed {run['seed']})")
     return f"{words(arm)}: the rates fall {', '.join(of_seeds)}"

@@ -27,9 +27,9 @@ def draw_claim(record: dict, path: Path) -> Path:
     """Write the picture of a record; returns the path. In 256 colours, which takes a third of the room: records are
     committed.
     """
-    drawn = io.BytesIO()
-    figure_of(record).savefig(drawn, format="png", dpi=100)
-    with Image.open(drawn) as picture:
+    png = io.BytesIO()
+    figure_of(record).savefig(png, format="png", dpi=100)
+    with Image.open(png) as picture:
         picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     return path
 
@@ -43,10 +43,8 @@ def figure_of(record: dict) -> "Figure":
     left, right = figure.subplots(1, 2)
     colours = {arm["name"]: COLOURS[number % len(COLOURS)] for number, arm in enumerate(record["arms"])}
     draw_curves(left, record, colours)
-    compared = [
-        arm["name"] for arm in record["arms"] if not arm["larger"]
-    ]  # errors on other classes compare with nothing
-    KINDS[record["kind"]].figure(right, record, {arm: colours[arm] for arm in compared})
+    arms = [arm["name"] for arm in record["arms"] if not arm["larger"]]  # errors on other classes compare with nothing
+    KINDS[record["kind"]].figure(right, record, {arm: colours[arm] for arm in arms})
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -94,11 +92,11 @@ def _draw_arm(axes, arm, record, style):
             axes.plot(x[-1:], y[-1:], "x", color=style["color"], markersize=9, markeredgewidth=2, zorder=5)
         for epoch in run.get("drops", ()):  # the first epoch with the new rate; epoch 1 begins at step 0
             axes.axvline((epoch - 1) * run["steps_per_epoch"], color=style["color"], linewidth=0.8, linestyle=":")
-    whole = [kind.curve(run) for run in runs if "diverged" not in run]
-    if whole:
+    curves = [kind.curve(run) for run in runs if "diverged" not in run]
+    if curves:
         # runs may end at different steps, so their points lie apart
-        x = min((x for x, _ in whole), key=lambda x: x[-1])
-        means = np.mean([np.interp(x, *curve) for curve in whole], axis=0)
+        x = min((x for x, _ in curves), key=lambda x: x[-1])
+        means = np.mean([np.interp(x, *curve) for curve in curves], axis=0)
         label = arm["name"].replace("_", " ") + (", on more classes" if arm["larger"] else "")
         _line(axes, x, means, **style, linewidth=2, label=label)
 

@@ -14,29 +14,29 @@ from .sentences import count
 def findings(record: dict) -> list[str]:
     """The sentences that a record supports; [] if it has no run that ended."""
     arms = [arm["name"] for arm in record["arms"] if not arm["larger"]]
-    found = KINDS[record["kind"]].findings(record, arms)
-    diverged = [
+    sentences = KINDS[record["kind"]].findings(record, arms)
+    divergences = [
         f"{words(run['arm'])} with seed {run['seed']} diverged at step {run['diverged']:,}"
         for run in record["runs"]
         if "diverged" in run
     ]
-    larger = [errors_of(record, arm["name"], "on more classes, ") for arm in record["arms"] if arm["larger"]]
-    return [sentence for sentence in (*found, *larger, *diverged) if sentence]
+    on_more_classes = [errors_of(record, arm["name"], "on more classes, ") for arm in record["arms"] if arm["larger"]]
+    return [sentence for sentence in (*sentences, *on_more_classes, *divergences) if sentence]
 
 
 def setting(record: dict) -> str:
     """On what a record was made: data, network, length, devices, date."""
     data = " and ".join(data["description"] for data in record["data"])
     bases = ", ".join(dict.fromkeys(arm["preset"] for arm in record["arms"]))
-    whole, _ = record["arms"][0]["of_preset"].get("epochs", (record["epochs"], None))
-    shorter = f" of the recipe's {whole}" if whole > record["epochs"] else ""
+    preset_epochs, _ = record["arms"][0]["of_preset"].get("epochs", (record["epochs"], None))
+    shortening = f" of the recipe's {preset_epochs}" if preset_epochs > record["epochs"] else ""
     length = (
-        count(record["steps"], "step") if record["steps"] is not None else count(record["epochs"], "epoch") + shorter
+        count(record["steps"], "step") if record["steps"] is not None else count(record["epochs"], "epoch") + shortening
     )
-    changed = f" with {', '.join(f'`{text}`' for text in record['set'])}" if record["set"] else ""
+    changes = f" with {', '.join(f'`{text}`' for text in record['set'])}" if record["set"] else ""
     note = f" ({record['note']})" if record["note"] else ""
-    where = " and ".join(devices_of(record)) or "nowhere yet"
-    return f"{data}{note}; `{bases}`{changed}, {length}{_falls(record)}, {where}, {record['date'][:10]}"
+    devices = " and ".join(devices_of(record)) or "nowhere yet"
+    return f"{data}{note}; `{bases}`{changes}, {length}{_falls(record)}, {devices}, {record['date'][:10]}"
 
 
 def _falls(record):

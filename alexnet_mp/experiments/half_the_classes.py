@@ -25,33 +25,32 @@ def every_second_class(dataset: DataSet, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.is_dir():
         return folder
-    left = len(range(0, len(dataset.classes), 2))
-    if left < 2:
+    count = len(range(0, len(dataset.classes), 2))
+    if count < 2:
         raise UserError(
-            f"{dataset.description}: every second class of {len(dataset.classes)} leaves {left} of the two "
+            f"{dataset.description}: every second class of {len(dataset.classes)} leaves {count} of the two "
             "that are needed; --larger DIR names a set of more classes to pre-train on"
         )
-    busy = f"{folder} is being written by another process, which is waited for"
-    with durable_files.writing(folder), held(f"{folder}.lock", busy):
+    notice = f"{folder} is being written by another process, which is waited for"
+    with durable_files.writing(folder), held(f"{folder}.lock", notice):
         if not folder.is_dir():  # else the one that was waited for has made it
-            with durable_files.new_directory(folder) as partial:
+            with durable_files.new_directory(folder) as staging:
                 for split in ("train", "val"):
-                    _write(dataset, split, partial)
+                    _write(dataset, split, staging)
     return folder
 
 
-def _write(dataset, split, partial):
+def _write(dataset, split, staging):
     source = dataset.splits[split]
     for label in range(0, len(dataset.classes), 2):
-        (partial / split / _name(dataset, label)).mkdir(parents=True)
+        (staging / split / _name(dataset, label)).mkdir(parents=True)
     with progress(f"writing half of the classes of {split}", len(source)) as advance:
         for index, label in enumerate(source.labels):
             if label % 2 == 0:
-                path = partial / split / _name(dataset, int(label)) / f"{index:08}.png"
+                path = staging / split / _name(dataset, int(label)) / f"{index:08}.png"
                 Image.fromarray(source.read(index)).save(path, compress_level=1)
-                os.utime(
-                    path, (0, 0)
-                )  # of a folder's fingerprint: with one Pillow runs on it have the same name everywhere
+                # of a folder's fingerprint: with one Pillow runs on it have the same name everywhere
+                os.utime(path, (0, 0))
             advance(1)
 
 

@@ -29,10 +29,10 @@ def keep(run: Run, entry: dict, kernels: np.ndarray | None, records: str | Path)
     if kernels is not None:
         right = read_right(run.directory / RIGHT) or {}
         images = {"images": next(iter(right.values())).shape[1]} if right else {}
-        content = _packed(
+        content = _npz(
             conv1=np.asarray(kernels, np.float16),
             **images,
-            **{name: np.packbits(found, axis=1) for name, found in right.items()},
+            **{name: np.packbits(mask, axis=1) for name, mask in right.items()},
         )
         durable_files.replace(place.with_suffix(".npz"), content)
     durable_files.replace(place.with_suffix(".json"), (json.dumps(entry, allow_nan=False) + "\n").encode())
@@ -45,7 +45,7 @@ def kept(run: Run, records: str | Path) -> dict | None:
 
 def first_layer(entry: dict, records: str | Path) -> np.ndarray | None:
     """(maps of all towers, 3, k, k) float32 of a run that is kept, None where its kernels are not."""
-    arrays = _arrays(_named(entry["directory"], records).with_suffix(".npz"))
+    arrays = _arrays(_path_of(entry["directory"], records).with_suffix(".npz"))
     return arrays and arrays["conv1"].astype(np.float32)
 
 
@@ -54,7 +54,7 @@ def of_pictures(record: dict, reference: str, arm: str, records: str | Path) -> 
     picture and seed, on all views. None where the answers of a run are not kept."""
     differences = []
     for before, after in zip(*pairs(record, reference, arm)):
-        right = [_right(entry, records) for entry in (before, after)]
+        right = [_right_mask(entry, records) for entry in (before, after)]
         if any(answers is None for answers in right) or right[0].shape != right[1].shape:
             return None
         differences.append(right[0].astype(np.float64) - right[1])
@@ -64,9 +64,9 @@ def of_pictures(record: dict, reference: str, arm: str, records: str | Path) -> 
     return float(100 * of_each.std(ddof=1) / np.sqrt(len(of_each)))
 
 
-def _right(entry, records):
+def _right_mask(entry, records):
     """(N,) bool: which pictures a run's first answer is right of; None where that is not kept."""
-    answers = read_right(_named(entry["directory"], records).with_suffix(".npz")) or {}
+    answers = read_right(_path_of(entry["directory"], records).with_suffix(".npz")) or {}
     return answers[name][0] if (name := averaged(entry["errors"])) in answers else None
 
 
@@ -101,22 +101,22 @@ def _entry(path):
 def _arrays(path):
     """{name: array}, None where any is damaged: numpy and zlib fail on such a file in every way."""
     try:
-        with np.load(path, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
     except Exception:
         return None
     return arrays if "conv1" in arrays else None
 
 
-def _packed(**arrays):
+def _npz(**arrays):
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     return content.getvalue()
 
 
 def _place(run, records):
-    return _named(run.directory, records)
+    return _path_of(run.directory, records)
 
 
-def _named(directory, records):
+def _path_of(directory, records):
     return Path(records) / FOLDER / Path(directory).name

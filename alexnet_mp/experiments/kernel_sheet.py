@@ -31,43 +31,41 @@ def draw_kernels(record: dict, records: str | Path, path: Path) -> Path | None:
     Brightness goes from a network's smallest weight to its largest; in a tower the greyest kernels come first.
     """
     arms = {arm["name"]: arm["what"] for arm in record["arms"]}
-    found = {}
+    networks = {}
     for run in record["runs"]:
         kernels = kept_answers.first_layer(run, records)
         if kernels is not None and np.isfinite(kernels).all():
-            found.setdefault(run["arm"], {})[run["seed"]] = run, kernels
-    if not found:
+            networks.setdefault(run["arm"], {})[run["seed"]] = run, kernels
+    if not networks:
         return None
-    seeds = sorted({seed for runs in found.values() for seed in runs})
-    panels = {(arm, seed): _network(*runs[seed]) for arm, runs in found.items() for seed in runs}
+    seeds = sorted({seed for runs in networks.values() for seed in runs})
+    panels = {(arm, seed): _network(*runs[seed]) for arm, runs in networks.items() for seed in runs}
     width = max(panel.width for panel in panels.values())
-    heights = {arm: max(panels[arm, seed].height for seed in found[arm]) for arm in found}
-    across = APART + len(seeds) * (width + APART)
-    head = textwrap.wrap(HEAD, across * 2 // FONT)
+    heights = {arm: max(panels[arm, seed].height for seed in networks[arm]) for arm in networks}
+    span = APART + len(seeds) * (width + APART)
+    head = textwrap.wrap(HEAD, span * 2 // FONT)
     sheet = Image.new(
-        "RGB",
-        (across, sum(height + LINE + APART for height in heights.values()) + 2 * APART + len(head) * LINE),
-        "white",
+        "RGB", (span, sum(height + LINE + APART for height in heights.values()) + 2 * APART + len(head) * LINE), "white"
     )
     pen, top = ImageDraw.Draw(sheet), APART // 2
     for line in head:
         pen.text((APART, top), line, fill="black", font_size=FONT)
         top += LINE
     top += APART // 2
-    for arm in (arm for arm in arms if arm in found):
-        title = f"{words(arm)}, {arms[arm]}{_divided([run for run, _ in found[arm].values()])}"
+    for arm in (arm for arm in arms if arm in networks):
+        title = f"{words(arm)}, {arms[arm]}{_division_count([run for run, _ in networks[arm].values()])}"
         pen.text(
-            (APART, top), textwrap.shorten(title, across * 2 // FONT, placeholder=" ..."), fill="black", font_size=FONT
+            (APART, top), textwrap.shorten(title, span * 2 // FONT, placeholder=" ..."), fill="black", font_size=FONT
         )
         for place, seed in enumerate(seeds):
-            if seed in found[arm]:
+            if seed in networks[arm]:
                 sheet.paste(panels[arm, seed], (APART + place * (width + APART), top + LINE + 4))
         top += heights[arm] + LINE + APART
     sheet.save(path)
     return path
 
 
-def _divided(runs):
+def _division_count(runs):
     tests = [run["division"] for run in runs if run.get("division")]
     return f": {sum(map(is_divided, tests))} of {len(tests)} divided" if tests else ""
 

@@ -54,7 +54,7 @@ def measure_and_keep(run: Run, options: Namespace) -> dict:
 def measure(run: Run, options: Namespace, tested: bool = True) -> dict:
     """What the record says of a run that is done or diverged. tested: with its errors on validation images, and on
     others."""
-    made, end = read_run(run.directory), reached(run)
+    facts, end = read_run(run.directory), reached(run)
     per_epoch, diverged = steps_per_epoch(run), status(run) == "diverged"
     # Lines behind the last checkpoint are of a process that was killed.
     lines = [
@@ -69,16 +69,16 @@ def measure(run: Run, options: Namespace, tested: bool = True) -> dict:
         "steps_per_epoch": per_epoch,
         "seconds": round(read_notes(run)["seconds"], 1),
         "images_per_second": _rate(lines),
-        "commits": [*dict.fromkeys([*(entry["commit_before"] for entry in made.get("resumed", [])), made["commit"]])],
-        "devices": [device["name"] for device in made["devices"]],
-        "kernels": made["kernels"],
-        "pipeline": made["pipeline"],
-        "command": made["command"],
+        "commits": [*dict.fromkeys([*(entry["commit_before"] for entry in facts.get("resumed", [])), facts["commit"]])],
+        "devices": [device["name"] for device in facts["devices"]],
+        "kernels": facts["kernels"],
+        "pipeline": facts["pipeline"],
+        "command": facts["command"],
     }
     if lines:
-        last = slice(-min(per_epoch, len(lines)), None)
+        last_epoch = slice(-min(per_epoch, len(lines)), None)
         # with dropout and augmentation
-        entry["train"] = {"loss": _mean(losses[last]), "top1_error": _mean(errors[last])}
+        entry["train"] = {"loss": _mean(losses[last_epoch]), "top1_error": _mean(errors[last_epoch])}
         points = learning_curves.thinned(losses)
         entry["curve"] = {
             "steps": [step for step, _ in points],
@@ -113,19 +113,19 @@ def of_towers(kernels: np.ndarray, towers: int) -> dict:
     Of two towers "chroma", "random_split_p" and "division"; of one tower "halves", [random halves that meet the
     criterion, of how many]. Nothing where the layer is too small for it."""
     if towers == 1:
-        found = division_by_chance(kernels)
-        return {"halves": list(found)} if found else {}
-    found = division(kernels)
+        outcome = division_by_chance(kernels)
+        return {"halves": list(outcome)} if outcome else {}
+    outcome = division(kernels)
     return {
         "chroma": specialisation.chroma_shares(kernels, 2),
         "random_split_p": specialisation.random_split_p(kernels),
         "division": {
-            "learned": list(found.learned),
-            "distance": found.distance,
-            "p": found.p,
+            "learned": list(outcome.learned),
+            "distance": outcome.distance,
+            "p": outcome.p,
             "measures": {
                 name: {"effect": each.effect, "p": each.p, "holm_p": each.holm_p}
-                for name, each in found.differences.items()
+                for name, each in outcome.differences.items()
             },
         },
     }
@@ -140,8 +140,8 @@ def test_run(
         start = time.monotonic()
         network, pipeline = _network_of(run, options, split)
         with progress(f"testing {run.directory.name} on {split}", len(pipeline.dataset.splits[split])) as advance:
-            tested = evaluate(network, pipeline, split, protocols, run.recipe.batch_size, advance)
-        notes["tests"][key] = {name: asdict(of_protocol.errors()) for name, of_protocol in tested.items()}
+            by_protocol = evaluate(network, pipeline, split, protocols, run.recipe.batch_size, advance)
+        notes["tests"][key] = {name: asdict(of_protocol.errors()) for name, of_protocol in by_protocol.items()}
         note(
             run,
             tests=notes["tests"],
@@ -163,13 +163,15 @@ def signal_at_start(run: Run, options: Namespace) -> dict[str, float]:
 
     {layer: standard deviation between the pictures of a batch, root mean square over tower a's outputs}; validation
     images, centre view."""
-    trained, pipeline = _network_of(run, options, "val")
+    trained_network, pipeline = _network_of(run, options, "val")
     # as it began
-    network = TwoTowerAlexNet(run.recipe, trained.exchange.devices, trained.classes, trained.kernels).eval()
-    found = {}
+    network = TwoTowerAlexNet(
+        run.recipe, trained_network.exchange.devices, trained_network.classes, trained_network.kernels
+    ).eval()
+    signals = {}
     for layer, module in network.towers[0].named_children():
         module.register_forward_hook(
-            lambda module, inputs, output, layer=layer: found.update(
+            lambda module, inputs, output, layer=layer: signals.update(
                 {layer: output.float().var(0).mean().sqrt().item()}
             )
         )
@@ -179,7 +181,7 @@ def signal_at_start(run: Run, options: Namespace) -> dict[str, float]:
     ):
         (towers,), _ = next(iter(batches))
         network(*towers)
-    return found
+    return signals
 
 
 def average(members: Sequence[Run], options: Namespace) -> dict:
@@ -197,23 +199,23 @@ def average(members: Sequence[Run], options: Namespace) -> dict:
 
 
 def _average(members, logs, labels):
-    plain, choice = (
+    plain_logs, choice = (
         {name: ensemble_weights.nothing(*values.shape) for name, values in logs[0].items()},
         averaged(logs[0]),
     )
-    weighted, weights = (
+    weighted_logs, weights = (
         ensemble_weights.nothing(*logs[0][choice].shape),
         ensemble_weights.choose_weights([of[choice] for of in logs], labels),
     )
     for of_member, weight in zip(logs, ensemble_weights.normalised(weights), strict=True):
         for name, values in of_member.items():
-            ensemble_weights.fold(plain[name], values, 1 / len(logs))
-        ensemble_weights.fold(weighted, of_member[choice], weight)
+            ensemble_weights.fold(plain_logs[name], values, 1 / len(logs))
+        ensemble_weights.fold(weighted_logs, of_member[choice], weight)
     return {
         "members": [str(member.directory) for member in members],
         "weights": list(weights),
-        "errors": {name: asdict(answers(values, labels).errors()) for name, values in plain.items()},
-        "weighted": {choice: asdict(answers(weighted, labels).errors())},
+        "errors": {name: asdict(answers(values, labels).errors()) for name, values in plain_logs.items()},
+        "weighted": {choice: asdict(answers(weighted_logs, labels).errors())},
     }
 
 
@@ -232,10 +234,10 @@ def _answers_of(member, options):
 
 def _network_of(run, options, split):
     """(network, pipeline) of a finished run, to be tested on a split of its data."""
-    network, found = load_run(str(run.directory), first_gpu(options.gpus, run.recipe.towers), options.kernels)
+    network, metadata = load_run(str(run.directory), first_gpu(options.gpus, run.recipe.towers), options.kernels)
     dataset = open_dataset(run.data, run.recipe.stored_size, (split,))
     pipeline = make_pipeline(options.pipeline, dataset, run.recipe, network.exchange.devices, options.workers)
-    pipeline.use(found.statistics)
+    pipeline.use(metadata.statistics)
     return network, pipeline
 
 

@@ -40,8 +40,8 @@ class Ensemble(Kind):
     def turn(self, number: int, runs_of_seed: Callable[[int], list[AnyRun]]) -> tuple[list[AnyRun], list[AnyRun]]:
         """An ensemble; no two of them share a network."""
         fives = [runs_of_seed(seed)[0] for seed in range(5 * number, 5 * number + 5)]
-        others = [runs_of_seed(seed)[1:] for seed in range(2 * number, 2 * number + 2)]
-        twos = [runs for runs in others if runs]
+        other_arms = [runs_of_seed(seed)[1:] for seed in range(2 * number, 2 * number + 2)]
+        twos = [runs for runs in other_arms if runs]
         return [*fives, *(run for runs in twos for run in runs)], [*fives, *(runs[-1] for runs in twos)]
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
@@ -49,33 +49,35 @@ class Ensemble(Kind):
         ensembles = record["ensembles"]
         if not ensembles:
             return []
-        name, told_fields, said = averaged(ensembles[0]["errors"]), fields(record), []
+        name, shown_fields, lines = averaged(ensembles[0]["errors"]), fields(record), []
         for what, key in (
             ("averaged plainly", "errors"),
             ("averaged with weights chosen on the validation images, tested on these same images", "weighted"),
         ):
             if "five" in ensembles[0]:
                 reference = [ensemble["five"][key][name] for ensemble in ensembles]
-                against = "the average of five of them, "
+                baseline = "the average of five of them, "
             else:
                 members = [
                     [run["errors"][name] for run in record["runs"] if run["directory"] in ensemble["members"]]
                     for ensemble in ensembles
                 ]
-                reference = [{field: mean(errors[field] for errors in of) for field in told_fields} for of in members]
-                against = "their mean of "
+                reference = [
+                    {field: mean(errors[field] for errors in group) for field in shown_fields} for group in members
+                ]
+                baseline = "their mean of "
             before, after = (
-                [[errors[field] for errors in of] for field in told_fields]
-                for of in (reference, [ensemble[key][name] for ensemble in ensembles])
+                [[errors[field] for errors in group] for field in shown_fields]
+                for group in (reference, [ensemble[key][name] for ensemble in ensembles])
             )
             tests = [paired(*pair) for pair in zip(before, after)]
             level = " / ".join(f"{mean(values):.2f}" for values in before)
             points = " / ".join(signed(test) for test in tests)
-            said.append(
+            lines.append(
                 f"{len(ensembles[0]['members'])} networks {what}: {points} points "
-                f"against {against}{level} % ({name}), {n_and_p(tests[0])}"
+                f"against {baseline}{level} % ({name}), {n_and_p(tests[0])}"
             )
-        return said
+        return lines
 
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         """Of five networks: the average's error minus each member's; of seven: minus the average of the first five.
@@ -100,8 +102,8 @@ class Ensemble(Kind):
     def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:
         """The networks that are averaged as points, their averages as lines; all networks where none were averaged."""
         members = {member for ensemble in record["ensembles"] for member in ensemble["members"]}
-        shown = [run for run in record["runs"] if run["directory"] in members or not members]
-        drawing.errors(axes, record | {"runs": shown}, colours, paired=False)
+        runs = [run for run in record["runs"] if run["directory"] in members or not members]
+        drawing.errors(axes, record | {"runs": runs}, colours, paired=False)
         for part in (part for ensemble in record["ensembles"] for part in (ensemble.get("five"), ensemble) if part):
             size = len(part["members"])
             for key, colour, what in (("errors", "black", ""), ("weighted", drawing.COLOURS[4], ", weighted")):
@@ -133,13 +135,13 @@ class Masks(Kind):
         network, pipeline = open_network()
         split, size = pipeline.dataset.splits["val"], run.recipe.batch_size
         numbers = evenly(len(split), dropout_masks.PICTURES)
-        given = pipeline_of(
+        reader = pipeline_of(
             [split.read(int(number)) for number in numbers],
             network.recipe,
             network.exchange.devices,
             pipeline.statistics,
         )
-        with closing(given.views("given", size, centre_view(run.recipe))) as batches:
+        with closing(reader.views("given", size, centre_view(run.recipe))) as batches:
             parts = [towers for (towers,), _ in batches]
         images = [torch.cat([towers[place] for towers in parts]) for place in range(run.recipe.towers)]
         labels = torch.from_numpy(np.asarray(split.labels)[numbers])
@@ -191,8 +193,8 @@ class Towers(Kind):
         for number, run in enumerate(runs):
             axes.plot([number] * 2, run["chroma"], color=drawing.FAINT, zorder=0)
             p = run["random_split_p"]
-            above = max(run["chroma"]) + 0.12  # of both points, which may be one
-            drawing.beside(axes, "noise" if p is None else f"p = {p:.2g}", number - 0.3, above, len(runs))
+            y = max(run["chroma"]) + 0.12  # of both points, which may be one
+            drawing.beside(axes, "noise" if p is None else f"p = {p:.2g}", number - 0.3, y, len(runs))
         for tower, colour in enumerate(TOWER_COLOURS) if runs else ():
             axes.plot(
                 range(len(runs)),
@@ -213,23 +215,23 @@ def _division(record, arm):
     runs = [run for run in ended(record, arm) if "chroma" in run]
     if not runs:
         return _halves(record, arm)
-    apart = spread([abs(run["chroma"][0] - run["chroma"][1]) for run in runs])
+    distance = spread([abs(run["chroma"][0] - run["chroma"][1]) for run in runs])
     tests = [run["division"] for run in runs if "division" in run]
     if not tests:  # a record of an older version
         shares = ", ".join(
             f"{run['chroma'][0]:.2f} / {run['chroma'][1]:.2f} (p = {run['random_split_p']:.2g})" for run in runs
         )
         return (
-            f"share of chroma in the kernels' energy, tower a / b: {shares}; {apart} apart, n = {len(runs)}; "
+            f"share of chroma in the kernels' energy, tower a / b: {shares}; {distance} apart, n = {len(runs)}; "
             "p: the share of random halves of the kernels that are as far apart"
         )
-    divided = sum(map(is_divided, tests))
-    low, high = wilson(divided, len(tests))
-    every = ", ".join("too few kernels" if test["p"] is None else f"{test['p']:.2g}" for test in tests)
+    count = sum(map(is_divided, tests))
+    low, high = wilson(count, len(tests))
+    p_values = ", ".join("too few kernels" if test["p"] is None else f"{test['p']:.2g}" for test in tests)
     return (
-        f"{words(arm)}: the towers' kernels differ in {divided} of {len(tests)} runs (95 % interval {100 * low:.0f} to "
-        f"{100 * high:.0f} %; colour, hue, orientation and frequency in one test, p = {every}, counted at "
-        f"{DIVISION_LEVEL:g}); the shares of chroma in their energy lie {apart} apart, n = {len(runs)}"
+        f"{words(arm)}: the towers' kernels differ in {count} of {len(tests)} runs (95 % interval {100 * low:.0f} to "
+        f"{100 * high:.0f} %; colour, hue, orientation and frequency in one test, p = {p_values}, counted at "
+        f"{DIVISION_LEVEL:g}); the shares of chroma in their energy lie {distance} apart, n = {len(runs)}"
     )
 
 
@@ -254,5 +256,5 @@ def _halves(record, arm):
     halves = [run["halves"] for run in ended(record, arm) if "halves" in run]
     if not halves:
         return None
-    met, splits = (sum(values) for values in zip(*halves))
-    return f"{words(arm)}: random halves of its kernels differ as much in {met} of {splits} splits, n = {len(halves)}"
+    hits, splits = (sum(values) for values in zip(*halves))
+    return f"{words(arm)}: random halves of its kernels differ as much in {hits} of {splits} splits, n = {len(halves)}"

@@ -41,19 +41,19 @@ class Row:
         return sum(self.values) / len(self.values)
 
 
-def rows(found: Mapping[str, Verdict]) -> list[Row]:
+def rows(verdicts: Mapping[str, Verdict]) -> list[Row]:
     """The comparisons of {claim's id: its verdict}, in the study's order."""
-    compared = []
+    comparisons = []
     for claim in CLAIMS:
-        verdict = found[claim.id]
+        verdict = verdicts[claim.id]
         if claim.direction == 0 or not verdict.of_study or verdict.counted:
             continue
-        judged = primary(claim, verdict.outcomes)
+        primary_outcomes = primary(claim, verdict.outcomes)
         for outcome in verdict.outcomes:
-            if outcome.unit == "points" and (outcome in judged or outcome.beside):
-                paper = claim.points if outcome in judged else None
-                compared.append(_row(claim, outcome, verdict.word if outcome in judged else "", paper))
-    return compared
+            if outcome.unit == "points" and (outcome in primary_outcomes or outcome.beside):
+                paper = claim.points if outcome in primary_outcomes else None
+                comparisons.append(_row(claim, outcome, verdict.word if outcome in primary_outcomes else "", paper))
+    return comparisons
 
 
 def _row(claim, outcome: Outcome, word, paper):
@@ -65,13 +65,13 @@ def _row(claim, outcome: Outcome, word, paper):
     return Row(claim.id, what, tuple(claim.direction * value for value in outcome.values), interval, word, paper)
 
 
-def stamp(some: list[Row]) -> str:
+def stamp(comparisons: list[Row]) -> str:
     """A digest of what is drawn, to a hundredth of a point."""
-    shown = []
-    for row in some:
+    cells = []
+    for row in comparisons:
         numbers = (*row.values, *(row.interval or ()))
-        shown.append((row.claim, row.what, row.word, row.paper, *(f"{number:.2f}" for number in numbers)))
-    return hashlib.sha256(repr(shown).encode()).hexdigest()
+        cells.append((row.claim, row.what, row.word, row.paper, *(f"{number:.2f}" for number in numbers)))
+    return hashlib.sha256(repr(cells).encode()).hexdigest()
 
 
 def stamped(path: Path) -> str | None:
@@ -83,21 +83,23 @@ def stamped(path: Path) -> str | None:
         return None
 
 
-def as_png(some: list[Row]) -> bytes:
+def as_png(comparisons: list[Row]) -> bytes:
     """The picture as PNG."""
     content = io.BytesIO()
-    figure_of(some).savefig(content, format="png", dpi=100, metadata={"Software": None, STAMP: stamp(some)})
+    figure_of(comparisons).savefig(
+        content, format="png", dpi=100, metadata={"Software": None, STAMP: stamp(comparisons)}
+    )
     return content.getvalue()
 
 
-def figure_of(some: list[Row]) -> "Figure":
+def figure_of(comparisons: list[Row]) -> "Figure":
     """The comparisons from top to bottom: a point a seed, their mean with its 95 % interval, the paper's figure."""
     from matplotlib.figure import Figure  # imported late: it takes a second
 
-    figure = Figure(figsize=(10, 1.5 + 0.27 * len(some)), layout="constrained")
+    figure = Figure(figsize=(10, 1.5 + 0.27 * len(comparisons)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="black", linewidth=0.8)
-    for y, row in enumerate(some):
+    for y, row in enumerate(comparisons):
         colour = OF_VERDICT.get(row.word, FAINT)
         axes.plot(row.values, [y] * len(row.values), "|", color=colour, markersize=9, alpha=0.5)
         if row.interval:
@@ -105,13 +107,13 @@ def figure_of(some: list[Row]) -> "Figure":
         axes.plot([row.mean], [y], "o", color=colour, markersize=6)
         if row.paper is not None:
             axes.plot([row.paper], [y], "D", color="black", markerfacecolor="white", markersize=6)
-        if y == 0 or some[y - 1].claim != row.claim:
+        if y == 0 or comparisons[y - 1].claim != row.claim:
             axes.axhline(y - 0.5, color=FAINT, linewidth=0.5)
             _beside(axes, y, f"{row.word}, n = {len(row.values)}")
         elif not row.word:
             _beside(axes, y, "no part of the verdict")
-    axes.set_yticks(range(len(some)), [f"{row.claim}: {row.what}" for row in some], fontsize=8)
-    axes.set(ylim=(len(some) - 0.5, -0.5), xlabel="points of error; to the right what the paper says")
+    axes.set_yticks(range(len(comparisons)), [f"{row.claim}: {row.what}" for row in comparisons], fontsize=8)
+    axes.set(ylim=(len(comparisons) - 0.5, -0.5), xlabel="points of error; to the right what the paper says")
     axes.grid(axis="x", alpha=0.3)
     axes.plot([], [], "|", color=COLOURS[0], markersize=9, alpha=0.5, label="one seed")
     axes.plot([], [], "o-", color=COLOURS[0], linewidth=2.5, label="mean, 95 % interval over seeds")

@@ -59,12 +59,12 @@ def contents(folder: str | Path, readme: str | Path, page: str | Path) -> tuple[
     README has the picture and a table of the main claims; the page the picture, a table of all, then each by itself.
     """
     records = read_records(folder)
-    found = verdicts(records, folder)
-    rows, claims = overview.rows(found), {claim.id: claim for claim in CLAIMS}
-    short = [_line(claims[name], found[name], _link(page, readme)) for name in MAIN]
-    main = "\n".join([*_picture(rows, folder, readme), *_HEAD, *short])
-    every = "\n".join([*_picture(rows, folder, page), _table(folder, records, found)])
-    return main, f"{every}\n\n{_each(folder, records, found, page)}", rows
+    judgements = verdicts(records, folder)
+    rows, claims = overview.rows(judgements), {claim.id: claim for claim in CLAIMS}
+    main_rows = [_line(claims[name], judgements[name], _link(page, readme)) for name in MAIN]
+    summary = "\n".join([*_picture(rows, folder, readme), *_HEAD, *main_rows])
+    table = "\n".join([*_picture(rows, folder, page), _table(folder, records, judgements)])
+    return summary, f"{table}\n\n{_each(folder, records, judgements, page)}", rows
 
 
 def _picture(rows, folder, path):
@@ -77,25 +77,25 @@ def _link(target, path):
     return Path(os.path.relpath(target, Path(path).parent)).as_posix()
 
 
-def _table(folder, records, found):
+def _table(folder, records, judgements):
     """All claims: claim, paper, here, n, verdict."""
-    rows = [*_HEAD, *(_line(claim, found[claim.id]) for claim in CLAIMS)]
-    for other in ELSEWHERE:
-        here = "; ".join(other.sentences(folder, records))
-        rows.append(_row(_sentence(other), other.paper, here, "", "no verdict" if here else NOT_RUN))
+    rows = [*_HEAD, *(_line(claim, judgements[claim.id]) for claim in CLAIMS)]
+    for entry in ELSEWHERE:
+        here = "; ".join(entry.sentences(folder, records))
+        rows.append(_row(_sentence(entry), entry.paper, here, "", "no verdict" if here else NOT_RUN))
     return "\n".join(rows)
 
 
-def _each(folder, records, found, path):
+def _each(folder, records, judgements, path):
     """Every claim by itself, with what its verdict rests on and the findings of its records."""
-    have_run, have_not = [], []
+    with_records, without_records = [], []
     for claim in CLAIMS:
         of_claim = [record for record in records.get(claim.id, []) if findings(record)]
-        lines = have_run if of_claim else have_not
-        lines += [*_head(claim, of_claim), f"- verdict: {in_words(found[claim.id])}"]
+        lines = with_records if of_claim else without_records
+        lines += [*_head(claim, of_claim), f"- verdict: {in_words(judgements[claim.id])}"]
         lines += [
-            f"  - {_outcome(outcome)}{_over_pictures(outcome, found[claim.id].record, folder)}"
-            for outcome in found[claim.id].outcomes
+            f"  - {_outcome(outcome)}{_over_pictures(outcome, judgements[claim.id].record, folder)}"
+            for outcome in judgements[claim.id].outcomes
         ]
         if len(claim.arms) > 1:
             lines.append(f"- networks: {'; '.join(map(_network, claim.arms))}")
@@ -103,18 +103,18 @@ def _each(folder, records, found, path):
         lines += [f"- command: `{command(claim)}`", ""]
         for record in of_claim:
             lines += _record(claim, record, of_claim, folder, path)
-    for other in ELSEWHERE:
-        sentences = other.sentences(folder, records)
-        lines = have_run if sentences else have_not
+    for entry in ELSEWHERE:
+        sentences = entry.sentences(folder, records)
+        lines = with_records if sentences else without_records
         lines += [
-            *_head(other, sentences),
+            *_head(entry, sentences),
             *(f"- here: {sentence}" for sentence in sentences),
-            f"- command: `{other.command}`",
+            f"- command: `{entry.command}`",
             "",
         ]
-    if have_not:
-        have_not = ["## Not run here", "", *have_not]
-    return "\n".join(have_run + have_not).rstrip()
+    if without_records:
+        without_records = ["## Not run here", "", *without_records]
+    return "\n".join(with_records + without_records).rstrip()
 
 
 def _head(claim, has_run):
@@ -145,15 +145,16 @@ def _record(claim, record, records, folder, path):
 
 def repetition(claim: Claim, record: dict, records: Sequence[dict]) -> list[str]:
     """What a record with other seeds says of the claim's record that it repeats; [] where it repeats none."""
-    found = foretold(claim, record, records)
-    return [f"{found[0]} of {found[1]} differences lie where the earlier seeds foretold, at 95 %"] if found else []
+    counts = foretold(claim, record, records)
+    return [f"{counts[0]} of {counts[1]} differences lie where the earlier seeds foretold, at 95 %"] if counts else []
 
 
 def _at_commit(claim, record):
     """The commit that repeats a record, where its networks have another digest by now: the command alone would train
     others."""
-    recorded = {arm["name"]: arm["digest"] for arm in record["arms"]}
-    if any(_digests(claim, record, epochs) == recorded for epochs in (None, record["epochs"])):  # --epochs, or without
+    recorded_digests = {arm["name"]: arm["digest"] for arm in record["arms"]}
+    # asked for without --epochs, or with
+    if any(_digests(claim, record, epochs) == recorded_digests for epochs in (None, record["epochs"])):
         return ""
     commits = dict.fromkeys(commit[:7] for run in record["runs"] for commit in run["commits"])
     return f", at commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"
@@ -175,8 +176,8 @@ def _line(claim, verdict, page=""):
 
 def _word(verdict):
     """The verdict, with its remark, unless that is of what was counted, which has a column."""
-    told = verdict.remark and (not verdict.counted or verdict.word == NO_VERDICT)
-    return f"{verdict.word}; {verdict.remark}" if told else verdict.word
+    with_remark = verdict.remark and (not verdict.counted or verdict.word == NO_VERDICT)
+    return f"{verdict.word}; {verdict.remark}" if with_remark else verdict.word
 
 
 def _count(claim, verdict):
@@ -190,8 +191,8 @@ def _here(claim, verdict):
     """What was counted or the primary outcome, and what stands beside it, in short; with the data, if they are not the
     study's, or if an arm had others."""
     beside = [outcome for outcome in verdict.outcomes if outcome.beside]
-    compared = [*primary(claim, verdict.outcomes), *beside]
-    here = verdict.counted or "; ".join(f"{outcome.what}: {_mean(outcome)}" for outcome in compared)
+    comparisons = [*primary(claim, verdict.outcomes), *beside]
+    here = verdict.counted or "; ".join(f"{outcome.what}: {_mean(outcome)}" for outcome in comparisons)
     if not here:
         return here
     sets = [data["description"].partition(":")[0].removeprefix("prepared set ") for data in verdict.record["data"]]
@@ -217,9 +218,9 @@ def _outcome(outcome):
         text += f", p = {outcome.p:.2g} (t-test)"
     if outcome.prediction:
         times = outcome.unit == "times"
-        another = "{:.2f} to {:.2f} times" if times else "{:+.2f} to {:+.2f}"
+        template = "{:.2f} to {:.2f} times" if times else "{:+.2f} to {:+.2f}"
         values = map(math.exp, outcome.prediction) if times else outcome.prediction
-        text += f", another seed's in {another.format(*values)}"
+        text += f", another seed's in {template.format(*values)}"
     if outcome.one_average:
         text += "; this is one average, and interval and p are of its members against it"
     return text
@@ -246,16 +247,16 @@ def in_words(verdict: Verdict) -> str:
     word = verdict.word + (f" ({verdict.remark})" if verdict.remark else "")
     if verdict.corrected is None:
         return word
-    among = count(verdict.among, "claim")
-    corrected = f"{word}, p = {verdict.p:.2g}, {verdict.corrected:.2g} by Holm's correction over {among}"
+    family = count(verdict.among, "claim")
+    text = f"{word}, p = {verdict.p:.2g}, {verdict.corrected:.2g} by Holm's correction over {family}"
     counts = "has no p yet and counts" if verdict.missing == 1 else "have no p yet and count"
-    return f"{corrected}; {verdict.missing} {counts} with 1" if verdict.missing else corrected
+    return f"{text}; {verdict.missing} {counts} with 1" if verdict.missing else text
 
 
 def show(folder: str | Path) -> int:
     """Print README's table and the page of details, as their files would have them."""
-    main, details, _ = contents(folder, README, DETAILS)
-    say(f"{main}\n\n{details}")
+    summary, details, _ = contents(folder, README, DETAILS)
+    say(f"{summary}\n\n{details}")
     return 0
 
 
@@ -266,37 +267,39 @@ def write(readme: str | Path, folder: str | Path, page: str | Path) -> int:
     A page without markers has no table; one that isn't there is made. Raises UserError where one can't be read or
     written.
     """
-    main, details, rows = contents(folder, readme, page)
-    if (wanted := _wanted({readme: main, page: details})) is None:
+    summary, details, rows = contents(folder, readme, page)
+    if (pages := _pages({readme: summary, page: details})) is None:
         return 1
-    changed = {path: content.encode() for path, (there, content) in wanted.items() if there != content}
+    updates = {path: new_text.encode() for path, (old_text, new_text) in pages.items() if old_text != new_text}
     if not _is_current(rows, folder):
-        changed[Path(folder) / overview.NAME] = overview.as_png(rows)
+        updates[Path(folder) / overview.NAME] = overview.as_png(rows)
     try:
-        durable_files.replace_all(changed)
+        durable_files.replace_all(updates)
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}; nothing was written") from None
-    for path in dict.fromkeys([*wanted, *changed]):
-        say(f"wrote {path}" if path in changed else f"{path} is what the records say")
+    for path in dict.fromkeys([*pages, *updates]):
+        say(f"wrote {path}" if path in updates else f"{path} is what the records say")
     return 0
 
 
 def check(readme: str | Path, folder: str | Path, page: str | Path) -> int:
     """Say how README's table, the page of details and their picture differ from the records. Returns 0, or 1 where they
     do or a marker is missing."""
-    main, details, rows = contents(folder, readme, page)
-    if (wanted := _wanted({readme: main, page: details})) is None:
+    summary, details, rows = contents(folder, readme, page)
+    if (pages := _pages({readme: summary, page: details})) is None:
         return 1
     if not (current := _is_current(rows, folder)):
         say(f"{Path(folder) / overview.NAME} shows other records; {ANEW}")
-    for path, (there, content) in wanted.items():
-        if there == content:
+    for path, (old_text, new_text) in pages.items():
+        if old_text == new_text:
             say(f"{path} is what the records say")
         else:
-            lines = difflib.unified_diff(there.splitlines(), content.splitlines(), str(path), "records", lineterm="")
+            lines = difflib.unified_diff(
+                old_text.splitlines(), new_text.splitlines(), str(path), "records", lineterm=""
+            )
             say("\n".join(lines))
             say(f"{path} differs from the records; {ANEW}")
-    return int(not current or any(there != content for there, content in wanted.values()))
+    return int(not current or any(old_text != new_text for old_text, new_text in pages.values()))
 
 
 def _is_current(rows, folder):
@@ -304,23 +307,23 @@ def _is_current(rows, folder):
     return not rows or overview.stamped(Path(folder) / overview.NAME) == overview.stamp(rows)
 
 
-def _wanted(contents):
+def _pages(contents):
     """{path: (what is there, what the records say)} of {path: what belongs between its markers}; None, and a line,
     where these are wrong."""
-    wanted = {}
-    for path, between in ((Path(path), text) for path, text in contents.items()):
+    pages = {}
+    for path, part in ((Path(path), text) for path, text in contents.items()):
         try:
-            there = path.read_bytes().decode() if path.exists() else ""
+            old_text = path.read_bytes().decode() if path.exists() else ""
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"cannot read {path}: it is not UTF-8 at byte {error.start:,}") from None
-        text = there or f"{BEGIN}\n{END}\n"
+        text = old_text or f"{BEGIN}\n{END}\n"
         if BEGIN not in text and END not in text:
             say(f"{path} has no place for the claims: {BEGIN} and {END}")
         elif text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
             say(f"{path}: {BEGIN} and {END} have to be there once each, in this order")
             return None
         else:
-            wanted[path] = there, f"{text.partition(BEGIN)[0]}{BEGIN}\n{between}\n{END}{text.partition(END)[2]}"
-    return wanted
+            pages[path] = old_text, f"{text.partition(BEGIN)[0]}{BEGIN}\n{part}\n{END}{text.partition(END)[2]}"
+    return pages

@@ -56,11 +56,11 @@ def base_of(options: Namespace) -> str:
 def arm_recipe(arm: Arm, options: Namespace) -> tuple[str, Recipe]:
     """(preset's name, the arm's recipe): preset, --set, --epochs, then what the claim changes."""
     preset = arm.preset or base_of(options)
-    return preset, _derived(preset, tuple(options.set), options.epochs, arm.derive)
+    return preset, _derived_recipe(preset, tuple(options.set), options.epochs, arm.derive)
 
 
 @lru_cache(maxsize=256)  # every seed of an arm asks for the same one, and so does every look at what is left to do
-def _derived(preset, settings, epochs, derivations):
+def _derived_recipe(preset, settings, epochs, derivations):
     recipe = override(PRESETS[preset](), settings)
     if epochs is not None:
         recipe = ablations.shortened(recipe, epochs)
@@ -101,17 +101,17 @@ def runs_of_seed(claim: Claim, options: Namespace, seed: int, rates: Mapping[str
     """
     arms = [at(arm, rates) for arm in claim.arms]
     claim.kind.refuse(claim.id, arm_recipe(arms[0], options)[1])
-    made, base = {}, None if all(arm.preset for arm in arms) else arm_recipe(BASE, options)[1]
+    runs, base = {}, None if all(arm.preset for arm in arms) else arm_recipe(BASE, options)[1]
     for arm in arms:
         preset, recipe = arm_recipe(arm, options)
-        init = made[arm.init].directory if arm.init else None
+        init = runs[arm.init].directory if arm.init else None
         data = data_for(arm, arms, options, recipe)
         run = make_run(claim.kind, arm.name, preset, replace(recipe, seed=seed), data, options, init=init)
         # an arm that changes nothing of this base, as the paper's order of `paper`, has the base's run
         if recipe == base:
             run = replace(run, directory=run.directory.with_name(run.directory.name.replace(arm.name, BASE.name, 1)))
-        made[arm.name] = run
-    return list(made.values())
+        runs[arm.name] = run
+    return list(runs.values())
 
 
 def make_run(
@@ -157,9 +157,9 @@ def data_for(arm: Arm, arms: Sequence[Arm], options: Namespace, recipe: Recipe) 
         return options.data
     if arm.larger:
         return options.larger or options.data
-    whole = opened(options.data, recipe.stored_size)
-    folder = Path(options.out) / f"half-{whole.fingerprint[:8]}-{recipe.stored_size}"
-    return str(every_second_class(whole, folder))
+    dataset = opened(options.data, recipe.stored_size)
+    folder = Path(options.out) / f"half-{dataset.fingerprint[:8]}-{recipe.stored_size}"
+    return str(every_second_class(dataset, folder))
 
 
 def at(arm: Arm, rates: Mapping[str, float] | None) -> Arm:
@@ -171,10 +171,10 @@ def search_run(kind: Kind, arm: Arm, factor: float, options: Namespace) -> Run:
     """A run of the search for the arm's learning rate: --search-epochs epochs of it, or until the level is reached."""
     preset, recipe = arm_recipe(at(arm, {arm.name: factor}), options)
     recipe = replace(recipe, seed=SEARCH_SEED)
-    whole = make_run(kind, arm.name, preset, recipe, options.data, options)
+    full_run = make_run(kind, arm.name, preset, recipe, options.data, options)
     if options.search_epochs is None:
-        return whole
-    steps = min(options.search_epochs * steps_per_epoch(whole), last_step(whole))
+        return full_run
+    steps = min(options.search_epochs * steps_per_epoch(full_run), last_step(full_run))
     return make_run(kind, arm.name, preset, recipe, options.data, options, steps=steps)
 
 
@@ -196,8 +196,8 @@ def steps_per_epoch(run: Run) -> int:
 
 def last_step(run: Run) -> int:
     """Where the run ends, if it comes to no level or plateau before."""
-    whole = run.recipe.epochs * steps_per_epoch(run)
-    return whole if run.steps is None else min(run.steps, whole)
+    steps = run.recipe.epochs * steps_per_epoch(run)
+    return steps if run.steps is None else min(run.steps, steps)
 
 
 def operations(run: Run) -> int:
@@ -219,8 +219,8 @@ def work_of_tests(run: Run) -> int:
     """Multiplications and additions of the tests of a run: by itself, and what its claim asks for."""
     pictures = len(data_of(run).splits["val"])
     images = number_of_views(run) * pictures * run.kind.tests
-    more = sum(work_of_test(run, split, protocols) for split, protocols in more_tests(run))
-    return operations(run) * images + work_of_measuring(run) + more
+    other_work = sum(work_of_test(run, split, protocols) for split, protocols in more_tests(run))
+    return operations(run) * images + work_of_measuring(run) + other_work
 
 
 def work_of_measuring(run: Run) -> int:

@@ -50,14 +50,14 @@ def differences(before: Recipe, after: Recipe) -> dict[str, list]:
     """{field: [before, after]} of two recipes, layers as "conv1.then"; a layer that one of them lacks is None there."""
     a, b = every_field(before), every_field(after)
     layers_a, layers_b = ({layer["name"]: layer for layer in fields.pop("layers")} for fields in (a, b))
-    changed = {field: [a[field], b[field]] for field in a if a[field] != b[field]}
+    changes = {field: [a[field], b[field]] for field in a if a[field] != b[field]}
     for name in list(layers_a) + [name for name in layers_b if name not in layers_a]:
         one, other = layers_a.get(name), layers_b.get(name)
         if one is None or other is None:
-            changed[name] = [one, other]
+            changes[name] = [one, other]
         else:
-            changed |= {f"{name}.{field}": [one[field], other[field]] for field in one if one[field] != other[field]}
-    return changed
+            changes |= {f"{name}.{field}": [one[field], other[field]] for field in one if one[field] != other[field]}
+    return changes
 
 
 def machine(gpus: str) -> dict:
@@ -92,7 +92,7 @@ def path_of(record: dict, folder: str | Path) -> Path:
     devices = {re.sub(", [0-9]+ threads?$", "", name) for name in devices_of(record)}
     what = [record["epochs"], record["steps"], record["search_epochs"], sorted(devices)]
     what += [data["fingerprint"] for data in record["data"]] + [arm["digest"] for arm in record["arms"]]
-    what += [first] if (first := first_seed(record)) else []
+    what += [seed] if (seed := first_seed(record)) else []
     return Path(folder) / f"{record['claim']}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]}.json"
 
 
@@ -104,14 +104,14 @@ def write_record(record: dict, folder: str | Path) -> tuple[Path, bool]:
     """
     path = path_of(record, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = _read(path)
-    if before and _runs(before) > _runs(record):
+    old_record = _read(path)
+    if old_record and _runs(old_record) > _runs(record):
         return path, False
     lines = []
     for name, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            inner = ",\n  ".join(json.dumps(entry, allow_nan=False) for entry in value)
-            lines.append(f" {json.dumps(name)}: [\n  {inner}]")
+            entries = ",\n  ".join(json.dumps(entry, allow_nan=False) for entry in value)
+            lines.append(f" {json.dumps(name)}: [\n  {entries}]")
         else:
             lines.append(f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}")
     durable_files.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
@@ -140,25 +140,25 @@ def take_records(source: str | Path, folder: str | Path) -> list[str]:
     """
     if not Path(source).is_dir():
         raise UserError(f"--take {source}: no such directory")
-    taken = []
+    paths = []
     for path in sorted(Path(source).glob("*.json")):
-        record, here = _read(path), _read(Path(folder) / path.name)
-        if record and (here is None or _runs(record) > _runs(here)):
-            taken.append(path)
-    taken += kept_answers.new_files(source, folder)
-    for path in taken:
+        record, own_record = _read(path), _read(Path(folder) / path.name)
+        if record and (own_record is None or _runs(record) > _runs(own_record)):
+            paths.append(path)
+    paths += kept_answers.new_files(source, folder)
+    for path in paths:
         target = Path(folder) / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.parent == Path(source) and path.suffix == ".json":  # a record never lies there without its picture
             draw_claim(_read(path), target.with_suffix(".png"))
         durable_files.replace(target, path.read_bytes())
-    new = {path.stem for path in taken if path.suffix == ".npz"}
+    new_runs = {path.stem for path in paths if path.suffix == ".npz"}
     for path in sorted(Path(folder).glob("*.json")):  # new ones, and those that show kernels which are here by now
         record = _read(path)
         runs = {Path(run["directory"]).name for run in record["runs"]} if record else set()
-        if Path(source) / path.name in taken or runs & new:
+        if Path(source) / path.name in paths or runs & new_runs:
             _draw_kernels(record, path)
-    return [str(path.relative_to(source)) for path in taken]
+    return [str(path.relative_to(source)) for path in paths]
 
 
 def _runs(record):
@@ -167,11 +167,13 @@ def _runs(record):
 
 def read_records(folder: str | Path) -> dict[str, list[dict]]:
     """{claim's id: [its records, newest first]}; what is no record of a claim is left alone."""
-    found = {}
+    by_claim = {}
     for path in sorted(Path(folder).glob("*.json")):
         if record := _read(path):
-            found.setdefault(record["claim"], []).append(record)
-    return {claim: sorted(records, key=lambda record: record["date"], reverse=True) for claim, records in found.items()}
+            by_claim.setdefault(record["claim"], []).append(record)
+    return {
+        claim: sorted(records, key=lambda record: record["date"], reverse=True) for claim, records in by_claim.items()
+    }
 
 
 def _read(path):

@@ -28,12 +28,12 @@ def run_one(claim: Claim, options: Namespace, forecast: Forecast) -> int:
         _announce(claim, options, forecast)
         seeds, seconds = _seeds_in_time(claim, options, forecast)
         if not seeds:
-            say(f"not started: {_too_long(claim, options, seconds)} and {_left(forecast)}")
+            say(f"not started: {_too_long(claim, options, seconds)} and {_time_left(forecast)}")
             return 1
-        if seeds < (wanted := _wanted(claim, options)):
-            say(f"{seeds} of {wanted} seeds, {duration(seconds)}, {_left(forecast)}")
-        alone = _as_one(claim, options, seeds) if options.budget else options
-        return 0 if _run(claim, alone, seeds, forecast) else 1
+        if seeds < (seed_count := _seed_count(claim, options)):
+            say(f"{seeds} of {seed_count} seeds, {duration(seconds)}, {_time_left(forecast)}")
+        claim_options = _as_one(claim, options, seeds) if options.budget else options
+        return 0 if _run(claim, claim_options, seeds, forecast) else 1
     except Stopped:
         say("stopped; the same command goes on")
         return 130
@@ -42,36 +42,39 @@ def run_one(claim: Claim, options: Namespace, forecast: Forecast) -> int:
 def run_all(options: Namespace, forecast: Forecast) -> int:
     """Claim after claim, in the order of the list, each with as many seeds as there is time for; with --seeds K, with K
     or not at all. Returns the command's status."""
-    failed = []
-    unfit = {claim.id: reason for claim in CLAIMS if (reason := _unfit(claim, options))}
-    for reason in dict.fromkeys(unfit.values()):
-        say(f"left out, {reason}: {', '.join(name for name, other in unfit.items() if other == reason)}")
-    fit = [claim for claim in CLAIMS if claim.id not in unfit]
-    if not fit:
+    failures = []
+    reasons = {claim.id: reason for claim in CLAIMS if (reason := _unfit(claim, options))}
+    for reason in dict.fromkeys(reasons.values()):
+        say(f"left out, {reason}: {', '.join(name for name, other in reasons.items() if other == reason)}")
+    claims = [claim for claim in CLAIMS if claim.id not in reasons]
+    if not claims:
         raise UserError(f"--data {options.data}: no claim can be run on it, which the lines above say why")
     try:
-        _tell_length(fit, options, forecast)
-        for claim in fit:
-            if not _begun_in_time(claim, options, forecast):
-                failed.append(claim.id)
+        _tell_length(claims, options, forecast)
+        for claim in claims:
+            if not _run_in_time(claim, options, forecast):
+                failures.append(claim.id)
     except Stopped:
         say("stopped; the same command goes on")
         return 130
-    say(f"all done that there was time for, {_left(forecast)}" + (f"; not run: {', '.join(failed)}" if failed else ""))
-    return 1 if failed else 0
+    say(
+        f"all done that there was time for, {_time_left(forecast)}"
+        + (f"; not run: {', '.join(failures)}" if failures else "")
+    )
+    return 1 if failures else 0
 
 
-def _begun_in_time(claim, options, forecast):
+def _run_in_time(claim, options, forecast):
     """Run one of all claims, if there is time; False if it can't be run."""
     try:
         seeds, seconds = _seeds_in_time(claim, options, forecast)
         if not seeds:
-            say(f"== {claim.id}: not started, {_too_long(claim, options, seconds)} and {_left(forecast)}")
+            say(f"== {claim.id}: not started, {_too_long(claim, options, seconds)} and {_time_left(forecast)}")
             return True
         say(
-            f"== {claim.id}: {seeds} of {_wanted(claim, options)} seeds, "
+            f"== {claim.id}: {seeds} of {_seed_count(claim, options)} seeds, "
             + (f"{duration(seconds)}, " if options.budget else "")
-            + _left(forecast)
+            + _time_left(forecast)
         )
         _run(claim, _as_one(claim, options, seeds), seeds, forecast)
     except UserError as error:
@@ -88,7 +91,7 @@ def _run(claim, options, seeds, forecast):
     return record
 
 
-def _wanted(claim, options):
+def _seed_count(claim, options):
     """How many seeds: what --seeds says, but of an ensemble among all claims."""
     return options.seeds or claim.seeds if claim.seeds > 1 or options.claim != "all" else claim.seeds
 
@@ -96,10 +99,10 @@ def _wanted(claim, options):
 def _seeds_in_time(claim, options, forecast):
     """(how many seeds there is time for, the seconds that they take): those that are wanted, or if nobody said how many
     fewer; 0 if there isn't time for one."""
-    wanted = _wanted(claim, options)
+    seed_count = _seed_count(claim, options)
     if not options.budget:
-        return wanted, 0
-    for seeds in range(wanted, wanted - 1 if options.seeds else 0, -1):
+        return seed_count, 0
+    for seeds in range(seed_count, seed_count - 1 if options.seeds else 0, -1):
         seconds = forecast.total(needed(claim, options, seeds))
         if seconds <= max(forecast.left, 0):
             return seeds, seconds
@@ -108,7 +111,7 @@ def _seeds_in_time(claim, options, forecast):
 
 def _too_long(claim, options, seconds):
     """Of the least number of seeds that would do."""
-    seeds = _wanted(claim, options) if options.seeds else 1
+    seeds = _seed_count(claim, options) if options.seeds else 1
     return _how_long(seconds, f" for {sentences.count(seeds, 'seed')}")
 
 
@@ -118,15 +121,15 @@ def _how_long(seconds, more=""):
 
 def _as_one(claim, options, seeds):
     """The options of the command that does this claim alone, with these seeds and no limit: its record names that."""
-    typed = [
+    words = [
         # every option takes a value
         claim.id if word == "all" and (not before.startswith("--") or "=" in before) else word
         for before, word in zip(["", *options.typed], options.typed)
     ]
     for name in ("--budget", "--seeds"):
-        for place in [place for place, word in enumerate(typed) if word.partition("=")[0] == name][::-1]:
-            del typed[place : place + (1 if "=" in typed[place] else 2)]
-    return Namespace(**vars(options) | {"typed": [*typed, "--seeds", str(seeds)]})
+        for place in [place for place, word in enumerate(words) if word.partition("=")[0] == name][::-1]:
+            del words[place : place + (1 if "=" in words[place] else 2)]
+    return Namespace(**vars(options) | {"typed": [*words, "--seeds", str(seeds)]})
 
 
 def _tell_length(claims, options, forecast):
@@ -134,29 +137,29 @@ def _tell_length(claims, options, forecast):
     runs = {}
     for claim in claims:
         with suppress(UserError):  # said where its turn comes
-            runs |= {run.directory: run for run in needed(claim, options, _wanted(claim, options))}
+            runs |= {run.directory: run for run in needed(claim, options, _seed_count(claim, options))}
     try:
         how_long = _how_long(forecast.total(list(runs.values())), LEFT)
     except UserError as error:  # of one of them; the others may run
         how_long = f"how long is not known: {error}"
-    say(f"{len(claims)} claims, {len(runs)} runs, {how_long}; {_left(forecast)}")
+    say(f"{len(claims)} claims, {len(runs)} runs, {how_long}; {_time_left(forecast)}")
 
 
 def _allow(forecast, limited):
     """allow(run) for `run_claim`: whether there is time for a run; says how long it will take where that is known, or
     has to be."""
-    before = []
+    earlier_runs = []
 
     def allow(run):
-        for earlier in before:  # it has ended, or this would not be asked
-            forecast.learn(earlier)
-        before[:] = [run]
+        for earlier_run in earlier_runs:  # it has ended, or this would not be asked
+            forecast.learn(earlier_run)
+        earlier_runs[:] = [run]
         seconds = forecast.total([run]) if limited or run.preset in forecast.pace else 0
         if seconds > forecast.left:
-            say(f"no time for it: {_how_long(seconds)}, and {_left(forecast)}")
+            say(f"no time for it: {_how_long(seconds)}, and {_time_left(forecast)}")
             return False
         if seconds:
-            say(f"{duration(seconds)} for this run" + (f", {_left(forecast)}" if limited else ""))
+            say(f"{duration(seconds)} for this run" + (f", {_time_left(forecast)}" if limited else ""))
         return True
 
     return allow
@@ -164,17 +167,17 @@ def _allow(forecast, limited):
 
 def _announce(claim, options, forecast):
     """Say what a claim takes; how long, if a run has told it or a budget asks for it."""
-    runs = needed(claim, options, _wanted(claim, options))
+    runs = needed(claim, options, _seed_count(claim, options))
     for run in runs:
         forecast.learn(run)
     say(f"{claim.id}: {claim.sentence}")
-    told = ""
+    length = ""
     if options.budget or all(run.preset in forecast.pace for run in runs):
-        told = f", {_how_long(forecast.total(runs), LEFT)}"
-    say(f"{len(runs)} runs{told}")
+        length = f", {_how_long(forecast.total(runs), LEFT)}"
+    say(f"{len(runs)} runs{length}")
 
 
-def _left(forecast):
+def _time_left(forecast):
     return "no limit" if forecast.end == math.inf else f"{duration(max(forecast.left, 0))} left"
 
 
@@ -191,16 +194,16 @@ def _unfit(claim, options):
     """Why `run all` leaves a claim out on these data, None where it doesn't. Raises UserError for data that nothing
     could use."""
     dataset = opened(options.data, SMALLEST)
-    many, labelled = len(dataset.classes), has_labelled_test(options.data, SMALLEST)
-    fit = {
+    class_count, labelled = len(dataset.classes), has_labelled_test(options.data, SMALLEST)
+    fits = {
         "any": True,
         "labelled test": labelled,
         "cifar10": set(dataset.classes) == CIFAR10,
-        "ilsvrc-2010": 1000 <= many < 5000 and labelled,
-        "ilsvrc-2012": 1000 <= many < 5000 and not labelled,
-        "fall-2009": many >= 5000,
+        "ilsvrc-2010": 1000 <= class_count < 5000 and labelled,
+        "ilsvrc-2012": 1000 <= class_count < 5000 and not labelled,
+        "fall-2009": class_count >= 5000,
     }
-    if not fit[claim.data]:
+    if not fits[claim.data]:
         return "which are of other data"
     size = arm_recipe(claim.arms[0], options)[1].stored_size
     try:

@@ -30,8 +30,8 @@ def n_and_p(test: Paired) -> str:
     """How many pairs, and p of the exact test; a verdict rests on another, the paired t-test (`Outcome.p`)."""
     if test.p is None:
         return "n = 1, no p"
-    least = ", the least there can be" if test.p == test.least_p else ""
-    return f"n = {test.n}, p = {test.p:.2g} by sign flips{least}"
+    remark = ", the least there can be" if test.p == test.least_p else ""
+    return f"n = {test.n}, p = {test.p:.2g} by sign flips{remark}"
 
 
 def difference(record: dict, reference: str, arm: str) -> str | None:
@@ -44,10 +44,10 @@ def difference(record: dict, reference: str, arm: str) -> str | None:
         errors = [[[run["errors"][protocol][field] for run in runs] for runs in (a, b)] for field in fields(record)]
         points = " / ".join(signed(paired(*pair)) for pair in errors)
         parts.append((f"{points} points", protocol, paired(*errors[0]), errors))
-    (first, protocol, test, errors), *others = parts
+    (first_points, protocol, test, errors), *other_parts = parts
     level = " / ".join(f"{mean(pair[0]):.2f}" for pair in errors)
-    centre = "".join(f"; {other} {points}" for points, other, *_ in others)
-    return f"{words(arm)} {first} against {words(reference)}'s {level} % ({protocol}), {n_and_p(test)}{centre}"
+    centre = "".join(f"; {other} {points}" for points, other, *_ in other_parts)
+    return f"{words(arm)} {first_points} against {words(reference)}'s {level} % ({protocol}), {n_and_p(test)}{centre}"
 
 
 def beside(record: dict, reference: str, arm: str) -> str | None:

@@ -53,8 +53,8 @@ class Forecast:
     def learn(self, run: Run) -> None:
         """Take in how long a run took that ended, if it was on these devices."""
         notes, towers = read_notes(run), run.recipe.towers
-        here = [device_name(device) for device in resolve(first_gpu(self.options.gpus, towers), towers)]
-        if notes["seconds"] > 0 and notes["work"] > 0 and notes["devices"] == here and status(run) == "done":
+        devices = [device_name(device) for device in resolve(first_gpu(self.options.gpus, towers), towers)]
+        if notes["seconds"] > 0 and notes["work"] > 0 and notes["devices"] == devices and status(run) == "done":
             self.pace[run.preset] = min(notes["seconds"] / notes["work"], HELD * _pace_of_steps(run, run))
 
     def calibrate(self, run: Run) -> None:
@@ -80,8 +80,8 @@ class Forecast:
         if state == "diverged" or (state == "new" and entry_of(run, self.options)):
             return 0.0
         if state == "done":  # but for tests that its claim asks for
-            owed = [test for test in more_tests(run) if key_of_test(run, *test) not in read_notes(run)["tests"]]
-            work = sum(work_of_test(run, *test) for test in owed)
+            tests = [test for test in more_tests(run) if key_of_test(run, *test) not in read_notes(run)["tests"]]
+            work = sum(work_of_test(run, *test) for test in tests)
             if not entry_of(run, self.options):
                 work += work_of_measuring(run)
             return work * self.pace.get(run.preset, 0.0)

@@ -56,8 +56,8 @@ class Moved(Kind):
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         return [
-            *(_moved(record, arm) for arm in arms),
-            *(_when_moved(record, arms[0], arm) for arm in arms[1:]),
+            *(_moves(record, arm) for arm in arms),
+            *(_delay(record, arms[0], arm) for arm in arms[1:]),
             *super().findings(record, arms),
             *(sentences.on_training_images(record, arms[0], arm) for arm in arms[1:]),
         ]
@@ -90,28 +90,28 @@ class Rates(Kind):
             return []
         fast, slow = arms
         lines = [self._of_arm(record, arm, runs[arm]) for arm in arms]
-        before, after, least, left_out = _in_time(record, fast, slow, "epochs_to_level", epochs)
+        before, after, bound, omission = _in_time(record, fast, slow, "epochs_to_level", epochs)
         if before:
             ratios = [b / a for a, b in zip(before, after)]
             test = paired(*([math.log(value) for value in of_arm] for of_arm in (before, after)))
-            lines.append(f"ratio {least}{spread(ratios)}, of the logarithms {n_and_p(test)}{left_out}")
+            lines.append(f"ratio {bound}{spread(ratios)}, of the logarithms {n_and_p(test)}{omission}")
         return lines
 
     def _of_arm(self, record, arm, runs):
         """When an arm came to the level, and with which of the learning rates that were tried."""
-        factor, tried = record["rates"][arm], [entry["factor"] for entry in record["search"] if entry["arm"] == arm]
-        how = f"the best of {', '.join(f'{other:g}' for other in tried)}"
+        factor, factors = record["rates"][arm], [entry["factor"] for entry in record["search"] if entry["arm"] == arm]
+        choice = f"the best of {', '.join(f'{candidate:g}' for candidate in factors)}"
         if record["search_epochs"] is not None:
-            how += f" after {count(record['search_epochs'], 'epoch')}"
-        if factor in (tried[0], tried[-1]):
-            how += ", at the edge of what was tried"
+            choice += f" after {count(record['search_epochs'], 'epoch')}"
+        if factor in (factors[0], factors[-1]):
+            choice += ", at the edge of what was tried"
         runs = [run for run in runs if "diverged" not in run]  # they have a sentence of their own
-        reached = [run["epochs_to_level"] for run in runs if run["epochs_to_level"] is not None]
-        missing = [epochs(run) for run in runs if run["epochs_to_level"] is None]
-        parts = [f"after {spread(reached)} epochs, n = {len(reached)}"] if reached else []
-        if missing:
-            parts.append(f"not within {min(missing):g} epochs with {len(missing)} of {len(runs)} seeds")
-        rate = f"at {factor:g} times its learning rate ({how})"
+        times = [run["epochs_to_level"] for run in runs if run["epochs_to_level"] is not None]
+        lengths = [epochs(run) for run in runs if run["epochs_to_level"] is None]
+        parts = [f"after {spread(times)} epochs, n = {len(times)}"] if times else []
+        if lengths:
+            parts.append(f"not within {min(lengths):g} epochs with {len(lengths)} of {len(runs)} seeds")
+        rate = f"at {factor:g} times its learning rate ({choice})"
         return f"{words(arm)} {rate}: {self.level:g} % training error {', '.join(parts)}"
 
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
@@ -141,10 +141,10 @@ def steps(run: dict) -> int:
 
 def _iterations(record, slow, fast, at=""):
     """How many times as many steps the first arm takes to the same training loss."""
-    found = _ratios(record, slow, fast)
-    if not found:
+    comparisons = _ratios(record, slow, fast)
+    if not comparisons:
         return None
-    ratios, levels = zip(*found)
+    ratios, levels = zip(*comparisons)
     return (
         f"{words(slow)} takes {spread(ratios)} times the steps of {words(fast)} to the same training loss (as it is in "
         f"training, with dropout where there is any), {spread(levels)}, the lowest that both curves come to before the "
@@ -157,14 +157,14 @@ def _ratios(record, slow, fast):
     rates)], by seed.
 
     Where the rates fall every loss drops within some steps, so that one below it would date the fall alone."""
-    found = []
+    comparisons = []
     for a, b in zip(*pairs(record, slow, fast)):
         curves = [_at_first_rates(run) for run in (a, b)]
         if all(curve["loss"] for curve in curves):
             level = max(min(curve["loss"]) for curve in curves)
             slow_steps, fast_steps = (step_of_loss(curve, level) for curve in curves)
-            found.append((slow_steps / fast_steps, level))
-    return found
+            comparisons.append((slow_steps / fast_steps, level))
+    return comparisons
 
 
 def _at_first_rates(run):
@@ -177,11 +177,11 @@ def _at_first_rates(run):
     return {"steps": steps[:count], "loss": losses[:count]}
 
 
-def _moved(record, arm):
+def _moves(record, arm):
     runs = [run for run in record["runs"] if run["arm"] == arm and "moved" in run and "diverged" not in run]
     if not runs:
         return None
-    moved = [
+    moves = [
         f"at step {run['moved']:,}" if run["moved"] is not None else f"not within {count(run['steps'], 'step')}"
         for run in runs
     ]
@@ -193,18 +193,18 @@ def _moved(record, arm):
             f"; before training the logits differ from picture to picture by {last:.2g} "
             f"(conv1's outputs by {first:.2g})"
         )
-    return f"{words(arm)}: the loss moves {', '.join(moved)}, n = {len(runs)}{reason}"
+    return f"{words(arm)}: the loss moves {', '.join(moves)}, n = {len(runs)}{reason}"
 
 
-def _when_moved(record, reference, arm):
-    before, after, least, left_out = _in_time(record, reference, arm, "moved", steps)
+def _delay(record, reference, arm):
+    before, after, bound, omission = _in_time(record, reference, arm, "moved", steps)
     if not before:
         return None
-    apart = signed(paired(before, after), 0)
-    plural = "" if apart in ("+1", "-1") else "s"
+    delay = signed(paired(before, after), 0)
+    plural = "" if delay in ("+1", "-1") else "s"
     logarithms = ratio_of_times(record, reference, arm, "moved", steps, "").values  # what a verdict rests on
-    tested = f"; of the logarithms {n_and_p(paired([0.0] * len(logarithms), logarithms))}" if logarithms else ""
-    return f"{words(arm)} {least}{apart} step{plural} against {words(reference)}, n = {len(before)}{left_out}{tested}"
+    test = f"; of the logarithms {n_and_p(paired([0.0] * len(logarithms), logarithms))}" if logarithms else ""
+    return f"{words(arm)} {bound}{delay} step{plural} against {words(reference)}, n = {len(before)}{omission}{test}"
 
 
 def _in_time(record, reference, arm, time, length):
@@ -218,14 +218,14 @@ def _in_time(record, reference, arm, time, length):
         {run["seed"]: run for run in record["runs"] if run["arm"] == name and "diverged" not in run}
         for name in (reference, arm)
     )
-    both = sorted(a.keys() & b.keys())
-    seeds = [seed for seed in both if a[seed][time] is not None]
+    common_seeds = sorted(a.keys() & b.keys())
+    seeds = [seed for seed in common_seeds if a[seed][time] is not None]
     after = [length(b[seed]) if b[seed][time] is None else b[seed][time] for seed in seeds]
-    least = "at least " if any(b[seed][time] is None for seed in seeds) else ""
-    lost = len(both) - len(seeds)
+    bound = "at least " if any(b[seed][time] is None for seed in seeds) else ""
+    omissions = len(common_seeds) - len(seeds)
     return (
         [a[seed][time] for seed in seeds],
         after,
-        least,
-        f" (without {count(lost, 'seed')} of which {words(reference)} did not come to it)" if lost else "",
+        bound,
+        f" (without {count(omissions, 'seed')} of which {words(reference)} did not come to it)" if omissions else "",
     )

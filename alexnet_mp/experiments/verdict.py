@@ -79,25 +79,29 @@ def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str,
     Of several records of a claim those of the study count, then the one with most seeds in every arm, then the newest.
     """
     study = _study(records)
-    chosen = {claim.id: _fullest(study[claim.id] or records.get(claim.id, [])) for claim in CLAIMS}
-    found = {claim.id: _tested(claim, chosen[claim.id], folder) for claim in CLAIMS}
-    judged = [claim.id for claim in CLAIMS if found[claim.id].p is not None]
-    planned = [[name for name in judged if name in some and study[name]] for some in (STUDY, EXTRAS)]
-    others = [name for name in judged if not any(name in family for family in planned)]
-    decided = {}
-    for family, size in zip([*planned, others], (len(STUDY), len(EXTRAS), len(others))):
+    choice = {claim.id: _fullest_record(study[claim.id] or records.get(claim.id, [])) for claim in CLAIMS}
+    judgements = {claim.id: _first_verdict(claim, choice[claim.id], folder) for claim in CLAIMS}
+    names = [claim.id for claim in CLAIMS if judgements[claim.id].p is not None]
+    planned_families = [[name for name in names if name in ids and study[name]] for ids in (STUDY, EXTRAS)]
+    rest = [name for name in names if not any(name in family for family in planned_families)]
+    corrections = {}
+    for family, size in zip([*planned_families, rest], (len(STUDY), len(EXTRAS), len(rest))):
         missing = size - len(family)
-        for name, corrected in zip(family, holm([found[name].p for name in family] + [1.0] * missing)):
-            decided[name] = corrected, size, missing
-    found |= {claim.id: _decided(claim, found[claim.id], *decided[claim.id]) for claim in CLAIMS if claim.id in decided}
-    return {name: replace(verdict, of_study=bool(study[name])) for name, verdict in found.items()}
+        for name, corrected in zip(family, holm([judgements[name].p for name in family] + [1.0] * missing)):
+            corrections[name] = corrected, size, missing
+    judgements |= {
+        claim.id: _corrected_verdict(claim, judgements[claim.id], *corrections[claim.id])
+        for claim in CLAIMS
+        if claim.id in corrections
+    }
+    return {name: replace(verdict, of_study=bool(study[name])) for name, verdict in judgements.items()}
 
 
 def verdict_of(record: dict, records: Mapping[str, list[dict]], folder: str | Path) -> Verdict:
     """The `Verdict` of one record among other claims' of the same setting, length and first seed that share a data set
     with it."""
-    alike = {name: [other for other in some if _alike(other, record)] for name, some in records.items()}
-    return verdicts(alike | {record["claim"]: [record]}, folder)[record["claim"]]
+    peers = {name: [other for other in group if _alike(other, record)] for name, group in records.items()}
+    return verdicts(peers | {record["claim"]: [record]}, folder)[record["claim"]]
 
 
 def _alike(record, other):
@@ -112,7 +116,7 @@ def foretold(claim: Claim, record: dict, records: Sequence[dict]) -> tuple[int, 
     """(how many differences of a record lie in the 95 % prediction intervals of the one that it repeats with other
     seeds alone, of how many); None where it repeats none of the claim's records, or that one foretells nothing."""
     seeds = {run["seed"] for run in record["runs"]}
-    repeated = _fullest(
+    original = _fullest_record(
         [
             other
             for other in records
@@ -121,16 +125,16 @@ def foretold(claim: Claim, record: dict, records: Sequence[dict]) -> tuple[int, 
             and not seeds & {run["seed"] for run in other["runs"]}
         ]
     )
-    if repeated is None:
+    if original is None:
         return None
-    intervals = {outcome.what: outcome.prediction for outcome in outcomes(claim, repeated)}
-    inside = [
+    intervals = {outcome.what: outcome.prediction for outcome in outcomes(claim, original)}
+    hits = [
         interval[0] <= value <= interval[1]
         for outcome in outcomes(claim, record)
         if (interval := intervals.get(outcome.what))
         for value in outcome.values
     ]
-    return (sum(inside), len(inside)) if inside else None
+    return (sum(hits), len(hits)) if hits else None
 
 
 def outcomes(claim: Claim, record: dict) -> tuple[Outcome, ...]:
@@ -146,139 +150,145 @@ def outcomes(claim: Claim, record: dict) -> tuple[Outcome, ...]:
     return tuple(claim.kind.outcomes(record, arms))
 
 
-def _tested(claim, record, folder):
+def _first_verdict(claim, record, folder):
     """The `Verdict` before any correction: `UNDECIDED` if p and the correction will tell."""
     if record is None or not record["runs"]:
         return Verdict(NOT_RUN)
     if not any("errors" in run for run in record["runs"]):
-        return Verdict(NO_VERDICT, remark=_joined("no run came to its end", *_diverged(record)), record=record)
+        return Verdict(NO_VERDICT, remark=_join("no run came to its end", *_divergences(record)), record=record)
     if claim.id == "specialisation":
-        return _counted_towers(record, folder)
+        return _towers_verdict(record, folder)
     if claim.id == "init":
-        return _counted_starts(claim, record)
+        return _starts_verdict(claim, record)
     if not claim.kind.judged:
         return Verdict(NO_VERDICT, record=record)
-    compared = outcomes(claim, record)
-    judged, found, lost = primary(claim, compared), _with_pairs(compared), _diverged(record)
-    complete = bool(judged) and all(outcome.n for outcome in judged)
-    if reason := _undecidable(claim, record, judged, complete):
-        shown = found if complete or claim.every else ()  # another arm has no part in the claim
-        return Verdict(NO_VERDICT, shown, remark=_joined(reason, *lost), record=record)
-    values = [outcome.p for outcome in judged]
-    return Verdict(UNDECIDED, found, None if None in values else max(values), remark=_joined(*lost), record=record)
+    comparisons = outcomes(claim, record)
+    primary_outcomes, paired_outcomes, divergences = (
+        primary(claim, comparisons),
+        _with_pairs(comparisons),
+        _divergences(record),
+    )
+    complete = bool(primary_outcomes) and all(outcome.n for outcome in primary_outcomes)
+    if reason := _obstacle(claim, record, primary_outcomes, complete):
+        report = paired_outcomes if complete or claim.every else ()  # another arm has no part in the claim
+        return Verdict(NO_VERDICT, report, remark=_join(reason, *divergences), record=record)
+    values = [outcome.p for outcome in primary_outcomes]
+    return Verdict(
+        UNDECIDED, paired_outcomes, None if None in values else max(values), remark=_join(*divergences), record=record
+    )
 
 
-def _undecidable(claim, record, judged, complete):
+def _obstacle(claim, record, primary_outcomes, complete):
     """Why there is no verdict, "" where there is one."""
     if not complete:
         return "not all arms have results"
     if claim.direction == 0:
         return "the paper has no direction"
-    begun, n = len({run["seed"] for run in record["runs"]}), min(outcome.n for outcome in judged)
+    seeds, n = len({run["seed"] for run in record["runs"]}), min(outcome.n for outcome in primary_outcomes)
     if record["ensembles"]:
         return ONE_DIFFERENCE if n == 1 else TOO_FEW if n < FEWEST else ""
-    if _of_plan(claim, record) and begun < SEEDS:
-        return f"{begun} of {SEEDS} seeds so far"
+    if _of_plan(claim, record) and seeds < SEEDS:
+        return f"{seeds} of {SEEDS} seeds so far"
     return TOO_FEW if n < FEWEST else ""
 
 
-def primary(claim: Claim, compared: Sequence[Outcome]) -> tuple[Outcome, ...]:
+def primary(claim: Claim, comparisons: Sequence[Outcome]) -> tuple[Outcome, ...]:
     """The `Outcome`s that the verdict rests on: of a claim that is made of every arm all of them, else the first."""
-    judged = tuple(outcome for outcome in compared if not outcome.beside)
-    return judged if claim.every else judged[:1]
+    candidates = tuple(outcome for outcome in comparisons if not outcome.beside)
+    return candidates if claim.every else candidates[:1]
 
 
-def _with_pairs(found):
-    return tuple(outcome for outcome in found if outcome.n)
+def _with_pairs(comparisons):
+    return tuple(outcome for outcome in comparisons if outcome.n)
 
 
-def _joined(*remarks):
+def _join(*remarks):
     return "; ".join(remark for remark in remarks if remark)
 
 
-def _diverged(record):
+def _divergences(record):
     """What is said of runs that diverged, which are left out with their pairs."""
     counts = Counter(run["arm"] for run in record["runs"] if "diverged" in run)
     return [f"{words(arm)} diverged with {count(number, 'seed')}" for arm, number in counts.items()]
 
 
-def _decided(claim, verdict, corrected, among, missing):
-    judged = primary(claim, verdict.outcomes)
+def _corrected_verdict(claim, verdict, corrected, among, missing):
+    primary_outcomes = primary(claim, verdict.outcomes)
     # the ends of each interval, those of the paper's direction above 0
-    ends = [sorted(claim.direction * end for end in outcome.interval) for outcome in judged]
+    ends = [sorted(claim.direction * end for end in outcome.interval) for outcome in primary_outcomes]
     signs = {math.copysign(1, low + high) for low, high in ends}
     word, remark = UNDECIDED, ""
     if corrected <= LEVEL and len(signs) == 1:
         word = COMES_OUT if signs == {1.0} else OPPOSITE
-    known = claim.counts is not None and not any(outcome.bounded for outcome in judged)  # how large it is
+    known = claim.counts is not None and not any(outcome.bounded for outcome in primary_outcomes)  # how large it is
     if any(low > 0 for low, _ in ends) and any(high < 0 for _, high in ends):
         remark = "its arms go both ways"
     elif known and word != OPPOSITE and all(high < claim.counts for _, high in ends):
         remark = "smaller here than the effect that would count"
     return replace(
-        verdict, word=word, corrected=corrected, among=among, missing=missing, remark=_joined(remark, verdict.remark)
+        verdict, word=word, corrected=corrected, among=among, missing=missing, remark=_join(remark, verdict.remark)
     )
 
 
-def _counted_towers(record, folder):
+def _towers_verdict(record, folder):
     """In how many runs the towers are divided, and whether more than towers of different networks are; with links, and
     without.
 
     All of `SEEDS` runs or more, and more than those: it comes out; none: the opposite. Beside it, in how many of the
     divided ones it is the share of chroma that differs, as the paper says, and Fisher's exact test of the runs with
     links against those without."""
-    counts, remarks, short = {}, [], []
+    counts, remarks, shares = {}, [], []
     for arm in record["arms"]:
         runs = [run for run in ended(record, arm["name"]) if "division" in run]
         if not runs:
             continue
-        divided, chroma, p = _divided(runs, folder)
-        low, high = wilson(divided, len(runs))
-        share = f"{divided} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), in chroma in {chroma}"
+        divisions, chroma, p = _division_counts(runs, folder)
+        low, high = wilson(divisions, len(runs))
+        share = f"{divisions} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), in chroma in {chroma}"
         name = LINKS.get(arm["name"], words(arm["name"]))
-        short.append(f"{name}: {share}" if short else f"{name}: towers differ in {share}")
-        counts[arm["name"]] = divided, len(runs), p
+        shares.append(f"{name}: {share}" if shares else f"{name}: towers differ in {share}")
+        counts[arm["name"]] = divisions, len(runs), p
         first = f" (the first {MOST_NETWORKS})" if len(runs) > MOST_NETWORKS else ""
         remarks.append(
             f"{name}: towers differ in {share} of these; "
             f"against towers of other runs{first} p = {'unknown' if p is None else f'{p:.2g}'}"
         )
-    base, *others = (arm["name"] for arm in record["arms"])
+    base, *controls = (arm["name"] for arm in record["arms"])
     if base not in counts:
         return Verdict(NO_VERDICT, remark="a record of an older version", record=record)
-    divided, runs, p = counts[base]
+    divisions, runs, p = counts[base]
     if runs < SEEDS:
-        return Verdict(NO_VERDICT, remark=_joined(TOO_FEW, *_diverged(record)), record=record)
-    if others and others[0] in counts:
+        return Verdict(NO_VERDICT, remark=_join(TOO_FEW, *_divergences(record)), record=record)
+    if controls and controls[0] in counts:
         from scipy import stats
 
-        other = counts[others[0]]
-        fisher = stats.fisher_exact([[divided, runs - divided], [other[0], other[1] - other[0]]]).pvalue
+        control = counts[controls[0]]
+        fisher = stats.fisher_exact([[divisions, runs - divisions], [control[0], control[1] - control[0]]]).pvalue
         remarks.append(f"with links against without p = {fisher:.2g}")
-    word = COMES_OUT if divided == runs and p is not None and p <= LEVEL else OPPOSITE if not divided else UNDECIDED
-    return Verdict(word, remark="; ".join(remarks), record=record, counted="; ".join(short), n=runs)
+    word = COMES_OUT if divisions == runs and p is not None and p <= LEVEL else OPPOSITE if not divisions else UNDECIDED
+    return Verdict(word, remark="; ".join(remarks), record=record, counted="; ".join(shares), n=runs)
 
 
-def _divided(runs, folder):
+def _division_counts(runs, folder):
     """(how many of an arm's runs are divided, in how many of these the shares of chroma differ, p of `matching`)."""
-    divided = [run["division"] for run in runs if is_divided(run["division"])]
-    chroma = sum(division["measures"]["colourfulness"]["holm_p"] <= LEVEL for division in divided)
+    divisions = [run["division"] for run in runs if is_divided(run["division"])]
+    chroma = sum(division["measures"]["colourfulness"]["holm_p"] <= LEVEL for division in divisions)
     kernels = [kept_answers.first_layer(run, folder) for run in runs[:MOST_NETWORKS]]
     p = None if any(of_one is None for of_one in kernels) else matching(kernels)[1]
-    return len(divided), chroma, p
+    return len(divisions), chroma, p
 
 
-def _counted_starts(claim, record):
+def _starts_verdict(claim, record):
     """Whether every run with the literal initial weights learns: its loss moves for good, and its error is below
     chance."""
     runs = [run for run in record["runs"] if run["arm"] == "literal_init" and ("errors" in run or "diverged" in run)]
-    found, lost = _with_pairs(outcomes(claim, record)), _diverged(record)
-    learned = sum("errors" in run and run.get("moved") is not None and error(run) < UNTRAINED for run in runs)
-    counted = f"{learned} of {len(runs)} runs learn"
-    word, remark = COMES_OUT if learned == len(runs) else OPPOSITE if not learned else UNDECIDED, counted
+    paired_outcomes, divergences = _with_pairs(outcomes(claim, record)), _divergences(record)
+    learners = sum("errors" in run and run.get("moved") is not None and error(run) < UNTRAINED for run in runs)
+    share = f"{learners} of {len(runs)} runs learn"
+    word, remark = COMES_OUT if learners == len(runs) else OPPOSITE if not learners else UNDECIDED, share
     if len(runs) < SEEDS:
         word, remark = NO_VERDICT, f"{len(runs)} of {SEEDS} seeds so far" if _of_plan(claim, record) else TOO_FEW
-    return Verdict(word, found, remark=_joined(remark, *lost), record=record, counted=counted, n=len(runs))
+    return Verdict(word, paired_outcomes, remark=_join(remark, *divergences), record=record, counted=share, n=len(runs))
 
 
 def _study(records):
@@ -287,18 +297,19 @@ def _study(records):
 
     Of the study's set itself before those of the same pictures prepared anew: who repeats it takes no verdict back.
     """
-    found = {
+    planned_records = {
         claim.id: [record for record in records.get(claim.id, []) if _as_planned(claim, record)] for claim in CLAIMS
     }
-    sets = {name: [pictures(record) for record in some] for name, some in found.items()}
-    counts = Counter(data for some in sets.values() for data in set().union(*some))
-    most = STUDY_PICTURES[0] if STUDY_PICTURES[0] in counts else max(counts, key=counts.get, default=None)
+    sets = {name: [pictures(record) for record in group] for name, group in planned_records.items()}
+    counts = Counter(data for group in sets.values() for data in set().union(*group))
+    main_set = STUDY_PICTURES[0] if STUDY_PICTURES[0] in counts else max(counts, key=counts.get, default=None)
     of_study = {
-        name: [record for record, data in zip(some, sets[name]) if most in data] for name, some in found.items()
+        name: [record for record, data in zip(group, sets[name]) if main_set in data]
+        for name, group in planned_records.items()
     }
     return {
-        name: [record for record in some if most in {data["fingerprint"] for data in record["data"]}] or some
-        for name, some in of_study.items()
+        name: [record for record in group if main_set in {data["fingerprint"] for data in record["data"]}] or group
+        for name, group in of_study.items()
     }
 
 
@@ -317,7 +328,7 @@ def _as_planned(claim, record):
     return record["epochs"] == recipe.epochs
 
 
-def _fullest(records: Sequence[dict]) -> dict | None:
+def _fullest_record(records: Sequence[dict]) -> dict | None:
     """Of a claim's records, newest first, the one with most seeds that ended in every arm, then in any; one that
     repeats another only where there is no other."""
 

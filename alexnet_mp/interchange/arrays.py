@@ -79,11 +79,11 @@ class Arrays:
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """An array, float32 and of this shape; of a vector, any that has as many values in one row or column."""
         with self.opened(name) as (stream, size, kind):
-            found = _read_npy(stream, size, shape) if kind == ".npy" else _read_text(stream, shape)
+            array = _read_npy(stream, size, shape) if kind == ".npy" else _read_text(stream, shape)
             if self.archive is not None:
                 need(not stream.read(1), "there is more in it")  # which also compares the checksum
-        need(finite(found), "it has values that are not finite")
-        return found
+        need(finite(array), "it has values that are not finite")
+        return array
 
 
 def read_array(path: str | Path, most: int) -> np.ndarray:
@@ -105,33 +105,33 @@ def _header(stream):
     count = int.from_bytes(length, "little")
     need(count <= MOST_HEADER, f"its header would have {count:,} bytes")
     text = stream.read(count)
-    found = _HEADER.fullmatch(text)
-    need(len(text) == count and found, f"its header is {text[:60]!r}")
-    need(found[1] in _DTYPES, f"its values are {found[1].decode(errors='replace')}; floating-point numbers are read")
-    shape = tuple(int(side) for side in found[3].replace(b",", b" ").split())
+    match = _HEADER.fullmatch(text)
+    need(len(text) == count and match, f"its header is {text[:60]!r}")
+    need(match[1] in _DTYPES, f"its values are {match[1].decode(errors='replace')}; floating-point numbers are read")
+    shape = tuple(int(side) for side in match[3].replace(b",", b" ").split())
     need(len(shape) <= 8, f"it has {len(shape)} dimensions")
-    return np.dtype(_DTYPES[found[1]]), found[2] == b"True", shape, 8 + len(length) + count
+    return np.dtype(_DTYPES[match[1]]), match[2] == b"True", shape, 8 + len(length) + count
 
 
 def _read_npy(stream, size, shape, dtype=np.float32):
-    kind, fortran, found, before = _header(stream)
-    expected = _vector(found) == shape if len(shape) == 1 else found == shape
-    need(expected, f"it is {found}, and {shape} is needed")
-    wanted = math.prod(found) * kind.itemsize
-    need(size == before + wanted, f"it has {size:,} bytes, its header says {before + wanted:,}")
-    values = stream.read(wanted)
-    need(len(values) == wanted, "it ends early")
+    kind, fortran, file_shape, start = _header(stream)
+    fits = _vector(file_shape) == shape if len(shape) == 1 else file_shape == shape
+    need(fits, f"it is {file_shape}, and {shape} is needed")
+    length = math.prod(file_shape) * kind.itemsize
+    need(size == start + length, f"it has {size:,} bytes, its header says {start + length:,}")
+    values = stream.read(length)
+    need(len(values) == length, "it ends early")
     with np.errstate(over="ignore"):
-        array = np.frombuffer(values, kind).reshape(found, order="F" if fortran else "C").astype(dtype, order="C")
+        array = np.frombuffer(values, kind).reshape(file_shape, order="F" if fortran else "C").astype(dtype, order="C")
     return array.reshape(shape)
 
 
 def _read_text(stream, shape):
     """A row a line; a vector in any lines."""
     if len(shape) == 1:
-        found = _numbers(_vector_text(stream, shape[0]), "it")
-        need(found.shape == shape, f"it has {len(found):,} numbers, and {shape[0]:,} are needed")
-        return found
+        vector = _numbers(_vector_text(stream, shape[0]), "it")
+        need(vector.shape == shape, f"it has {len(vector):,} numbers, and {shape[0]:,} are needed")
+        return vector
     array = np.empty(shape, np.float32)
     for number in range(shape[0]):
         row = _line(stream, MOST_DIGITS * shape[1] + 2)

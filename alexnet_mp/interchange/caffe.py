@@ -27,9 +27,9 @@ def recipe_of(net: Net) -> str:
 
 def classes_of(net: Net, recipe: Recipe) -> int:
     """How many outputs the last layer has. Raises ValueError if it isn't there."""
-    last = recipe.layers[-1].name
-    need(last in net.blobs, f"it has no weights of {last}; those that it has are of {_some(net.blobs)}")
-    return net.blobs[last][-1].size
+    name = recipe.layers[-1].name
+    need(name in net.blobs, f"it has no weights of {name}; those that it has are of {_some(net.blobs)}")
+    return net.blobs[name][-1].size
 
 
 def merged_of(net: Net, recipe: Recipe, classes: int) -> dict[str, np.ndarray]:
@@ -39,9 +39,9 @@ def merged_of(net: Net, recipe: Recipe, classes: int) -> dict[str, np.ndarray]:
     names = [layer.name for layer in recipe.layers]
     for name in names:
         need(name in net.blobs, f"it has no weights of {name}, which recipe {recipe.name} has")
-    foreign = [name for name in net.blobs if name not in names]
-    need(not foreign, f"it has weights of {_some(foreign)}, which recipe {recipe.name} has not")
-    expected, merged, factor = shapes.merged_shapes(recipe, classes), {}, 1.0
+    foreign_names = [name for name in net.blobs if name not in names]
+    need(not foreign_names, f"it has weights of {_some(foreign_names)}, which recipe {recipe.name} has not")
+    expected, tensors, factor = shapes.merged_shapes(recipe, classes), {}, 1.0
     for layer in recipe.layers:
         blobs = net.blobs[layer.name]
         need(len(blobs) == 2, f"{layer.name} has {len(blobs)} blobs; weights and biases are two")
@@ -51,24 +51,24 @@ def merged_of(net: Net, recipe: Recipe, classes: int) -> dict[str, np.ndarray]:
                 _without_ones(blob.shape) == _without_ones(expected[name]),
                 f"{name} is {blob.shape}, but recipe {recipe.name} has {expected[name]}",
             )
-            merged[name] = _single(blob.reshape(expected[name]), name)
+            tensors[name] = _single(blob.reshape(expected[name]), name)
         if layer.reads == "image":
-            merged[f"{layer.name}.weight"] = np.ascontiguousarray(merged[f"{layer.name}.weight"][:, ::-1])
+            tensors[f"{layer.name}.weight"] = np.ascontiguousarray(tensors[f"{layer.name}.weight"][:, ::-1])
         if factor != 1:
             with np.errstate(over="ignore"):
-                merged[f"{layer.name}.weight"] = merged[f"{layer.name}.weight"] * np.float32(factor)
-            need(finite(merged[name := f"{layer.name}.weight"]), f"{name} has values that overflow, times {factor:g}")
+                tensors[f"{layer.name}.weight"] = tensors[f"{layer.name}.weight"] * np.float32(factor)
+            need(finite(tensors[name := f"{layer.name}.weight"]), f"{name} has values that overflow, times {factor:g}")
         factor = 1 / (1 - recipe.dropout) if "dropout" in layer.then else 1.0
-    return merged
+    return tensors
 
 
 def told(recipe: Recipe) -> str:
     """What `merged_of` does, in words."""
     layers = recipe.layers
-    scaled = [after.name for before, after in zip(layers, layers[1:]) if "dropout" in before.then]
+    names = [next_layer.name for layer, next_layer in zip(layers, layers[1:]) if "dropout" in layer.then]
     return (
         f"{layers[0].name} and the mean image are RGB now, not BGR"
-        + (f"; weights of {', '.join(scaled)} times {1 / (1 - recipe.dropout):g}" if scaled and recipe.dropout else "")
+        + (f"; weights of {', '.join(names)} times {1 / (1 - recipe.dropout):g}" if names and recipe.dropout else "")
         + ("; normalisation sees across the towers' border" if recipe.lrn_crosses else "")
     )
 
@@ -76,9 +76,9 @@ def told(recipe: Recipe) -> str:
 def _single(array: np.ndarray, name: str) -> np.ndarray:
     """float32, of another dtype rounded."""
     with np.errstate(over="ignore"):
-        found = array.astype(np.float32)
-    need(finite(found), f"{name} has values that are not finite")
-    return found
+        values = array.astype(np.float32)
+    need(finite(values), f"{name} has values that are not finite")
+    return values
 
 
 def _without_ones(shape):

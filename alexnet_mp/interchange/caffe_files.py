@@ -43,7 +43,7 @@ _MESSAGES = {
 }
 
 
-def _described():
+def _message_classes():
     """{name: message class}"""
     package = "alexnet_mp.caffe"
     file = descriptor_pb2.FileDescriptorProto(name="alexnet_mp/caffe.proto", package=package, syntax="proto2")
@@ -58,7 +58,7 @@ def _described():
     }
 
 
-_CLASSES = _described()
+_CLASSES = _message_classes()
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,21 @@ class Net:
 
 def read_net(content: bytes) -> Net:
     """The `Net` of a .caffemodel's bytes, in the layers' format of 2014 (field 100) or the one before (field 2)."""
-    net = _opened("Net", content)
+    net = _message("Net", content)
     need(not (len(net.layer) and len(net.old)), "it has layers in two formats, of which one is meant")
     layers, kind = (net.layer, "Layer") if len(net.layer) else (net.old, "OldLayer")
     need(len(layers), "it is no network of Caffe: it has no layers")
     need(len(layers) <= MOST_LAYERS, f"it has {len(layers):,} layers, {MOST_LAYERS:,} at most are read")
     names, blobs = [], {}
-    for number, inner in enumerate(layers):
-        layer = _opened(kind, inner)
+    for number, layer_bytes in enumerate(layers):
+        layer = _message(kind, layer_bytes)
         name = _text(layer.name, f"layer {number + 1}")
         names.append(name)
         if not len(layer.blobs):
             continue
         need(name not in blobs, f"two layers with weights are named {name}")
         need(len(layer.blobs) <= MOST_BLOBS, f"{name} has {len(layer.blobs):,} blobs")
-        blobs[name] = tuple(_blob(each, name) for each in layer.blobs)
+        blobs[name] = tuple(_blob(blob, name) for blob in layer.blobs)
     return Net(_text(net.name, "the network"), tuple(names), blobs)
 
 
@@ -101,10 +101,10 @@ def read_mean(content: bytes) -> np.ndarray:
 
 def _blob(content, whose):
     """The array of a blob, of the shape that it has in the file."""
-    blob = _opened("Blob", content)
+    blob = _message("Blob", content)
     if blob.HasField("shape"):
         need(len(blob.shape) <= MOST_SHAPE, f"the shape of {whose} takes {len(blob.shape):,} bytes")
-        shape = tuple(_opened("Shape", blob.shape).dim)
+        shape = tuple(_message("Shape", blob.shape).dim)
     else:
         shape = (blob.num, blob.channels, blob.height, blob.width)
     need(len(shape) <= 8 and all(side >= 0 for side in shape), f"the shape of {whose} is {str(shape):.100}")
@@ -119,7 +119,7 @@ def _blob(content, whose):
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _opened(kind, content):
+def _message(kind, content):
     """The message in these bytes, its fields counted before."""
     place, fields = 0, 0
     while place < len(content):

@@ -22,11 +22,11 @@ def read_classes(path: str | Path) -> tuple[list[str], list[str]]:
     for number, line in enumerate(lines, start=1):
         need(line, f"line {number:,} is empty")
         need(len(line) <= MOST_NAME and line.isprintable(), f"line {number:,} is no name")
-    found = [_SYNSET.fullmatch(line) for line in lines]
-    synsets = all(found)
-    classes = [line[1] for line in found] if synsets else lines
+    matches = [_SYNSET.fullmatch(line) for line in lines]
+    synsets = all(matches)
+    classes = [line[1] for line in matches] if synsets else lines
     need(len(set(classes)) == len(classes), "two classes have one name")
-    return classes, [line[2] or line[1] for line in found] if synsets else lines
+    return classes, [line[2] or line[1] for line in matches] if synsets else lines
 
 
 def numbered(count: int) -> list[str]:

@@ -40,27 +40,32 @@ def convert(
     files may be a link, as in a cache of models. note(line) is told what was found. Raises UserError, one line that
     begins with the file."""
     path = Path(source)
-    for option, given in (("--mean", mean), ("--classes", classes)):
-        if given == "":
+    for option, file in (("--mean", mean), ("--classes", classes)):
+        if file == "":
             raise UserError(f"{option} '': name a file; without {option} one that lies beside the weights is taken")
     with about(source, _DAMAGE):
         kind = _kind(path)
     # a link has what lies beside it, and beside what it leads to
     folders = [path] if path.is_dir() else [path.parent, Path(os.path.realpath(path)).parent]
     config = _config_beside(folders, recipe, note) if kind == "tensors" else None
-    made, weights, count, what = {"caffe": _caffe, "tensors": _tensors, "arrays": _arrays}[kind](
+    network_recipe, weights, count, what = {"caffe": _caffe, "tensors": _tensors, "arrays": _arrays}[kind](
         source, path, config.recipe if config is not None and recipe is None else recipe, settings
     )
     names, words = _classes(classes, folders, config, count, note)
-    statistics = _mean(mean, folders, made, note)
-    note(f"{printable(str(source))}: {what}, {len(weights)} tensors, {count:,} classes; recipe {made.name}")
+    statistics = _mean(mean, folders, network_recipe, note)
+    note(f"{printable(str(source))}: {what}, {len(weights)} tensors, {count:,} classes; recipe {network_recipe.name}")
     # A hub's folder as it is may have means; with other sizes, weights or another mean image they would be wrong.
-    whole = config is not None and made == config.recipe and mean is None and (path.is_dir() or path.name == hub.MODEL)
-    kept = _beside(folders, (UNIT_MEANS,)) if whole else None
-    means = kept and load_unit_means(kept.parent, made, count)
+    whole = (
+        config is not None
+        and network_recipe == config.recipe
+        and mean is None
+        and (path.is_dir() or path.name == hub.MODEL)
+    )
+    means_path = _beside(folders, (UNIT_MEANS,)) if whole else None
+    means = means_path and load_unit_means(means_path.parent, network_recipe, count)
     digest = "" if path.is_dir() else durable_files.digest(os.path.realpath(path))[1]
     return Converted(
-        made, weights, statistics, names, words, f"{Path(os.path.abspath(path)).name} ({what})", digest, means
+        network_recipe, weights, statistics, names, words, f"{Path(os.path.abspath(path)).name} ({what})", digest, means
     )
 
 
@@ -71,7 +76,7 @@ def _config_beside(folders, recipe, note):
         return None
     with about(path, hub.DAMAGE):
         try:
-            found = hub.read_config(path.parent)
+            config = hub.read_config(path.parent)
         except hub.DAMAGE as error:
             if recipe is not None:
                 return None  # of another program
@@ -79,8 +84,10 @@ def _config_beside(folders, recipe, note):
     if recipe is None:
         note(f"recipe and classes: {path}")
     else:
-        note(f"recipe {recipe}, as --recipe says; {path} says {found.recipe.name}, and would be taken without --recipe")
-    return found
+        note(
+            f"recipe {recipe}, as --recipe says; {path} says {config.recipe.name}, and would be taken without --recipe"
+        )
+    return config
 
 
 def _beside(folders, names):
@@ -111,17 +118,22 @@ def _kind(path):
     return kind
 
 
-def _caffe(source, path, recipe, settings):
+def _caffe(source, path, base, settings):
     with about(source, _DAMAGE):
         net = caffe_files.read_net(durable_files.read(os.path.realpath(path), caffe_files.MOST_BYTES))
-        if recipe is not None and recipe not in CAFFE:
-            raise UserError(f"--recipe {recipe}: Caffe's networks are of {' or '.join(CAFFE)}")
-        made = _recipe(recipe or caffe.recipe_of(net), settings)
-        count = _count(caffe.classes_of(net, made))
-        return made, caffe.merged_of(net, made, count), count, f"Caffe's {net.name or 'network'}, {caffe.told(made)}"
+        if base is not None and base not in CAFFE:
+            raise UserError(f"--recipe {base}: Caffe's networks are of {' or '.join(CAFFE)}")
+        recipe = _recipe(base or caffe.recipe_of(net), settings)
+        count = _count(caffe.classes_of(net, recipe))
+        return (
+            recipe,
+            caffe.merged_of(net, recipe, count),
+            count,
+            f"Caffe's {net.name or 'network'}, {caffe.told(recipe)}",
+        )
 
 
-def _tensors(source, path, recipe, settings):
+def _tensors(source, path, base, settings):
     with about(source, _DAMAGE):
         _compare_with_manifest(path)
         layouts = merged_tensors.layouts_of(merged_tensors.files_of(path))
@@ -129,26 +141,26 @@ def _tensors(source, path, recipe, settings):
             raise UserError(
                 "export --to torch wrote it, with factors of the test in its weights; what comes back is --to hub"
             )
-        if recipe is None:
+        if base is None:
             raise UserError("tensors don't say of which network they are; --recipe NAME does")
-        made = _recipe(recipe, settings)
-        count = _count(merged_tensors.classes_of(layouts, made))
-        return made, merged_tensors.merged_of(layouts, made, count), count, "tensors of a merged network"
+        recipe = _recipe(base, settings)
+        count = _count(merged_tensors.classes_of(layouts, recipe))
+        return recipe, merged_tensors.merged_of(layouts, recipe, count), count, "tensors of a merged network"
 
 
-def _arrays(source, path, recipe, settings):
+def _arrays(source, path, base, settings):
     with about(source, _DAMAGE):
-        made, found = _recipe(recipe or "source2012", settings), arrays.Arrays(path)
+        recipe, matrices = _recipe(base or "source2012", settings), arrays.Arrays(path)
         try:
-            count = _count(cuda_convnet.classes_of(made, found))
-            return made, cuda_convnet.merged_of(found, made, count), count, "arrays named by layer"
+            count = _count(cuda_convnet.classes_of(recipe, matrices))
+            return recipe, cuda_convnet.merged_of(matrices, recipe, count), count, "arrays named by layer"
         finally:
-            found.close()
+            matrices.close()
 
 
-def _recipe(named, settings) -> Recipe:
-    """named: of a preset, or a `Recipe`."""
-    return override(named if isinstance(named, Recipe) else PRESETS[named](), settings)
+def _recipe(base, settings) -> Recipe:
+    """base: the name of a preset, or a `Recipe`."""
+    return override(base if isinstance(base, Recipe) else PRESETS[base](), settings)
 
 
 def _count(classes):
@@ -157,9 +169,9 @@ def _count(classes):
     return classes
 
 
-def _classes(given, folders, config, count, note):
+def _classes(file, folders, config, count, note):
     """(classes, words)"""
-    path = given or _beside(folders, CLASSES_BESIDE)
+    path = file or _beside(folders, CLASSES_BESIDE)
     if path is None and config is not None and len(config.classes) == count:
         return config.classes, config.words
     if path is None:
@@ -173,13 +185,13 @@ def _classes(given, folders, config, count, note):
     return names, words
 
 
-def _mean(given, folders, recipe, note):
-    path = given or _beside(folders, mean_image.BESIDE)
+def _mean(file, folders, recipe, note):
+    path = file or _beside(folders, mean_image.BESIDE)
     if path is None:
         raise UserError(f"{folders[0]}: no mean image beside the weights; {mean_image.TAKES}")
     with about(path, _DAMAGE):
         _compare_with_manifest(path)
-        found = mean_image.read_mean(path, recipe.stored_size)
-    levels = ", ".join(f"{level:.1f}" for level in found.mean.mean((0, 1)))
+        statistics = mean_image.read_mean(path, recipe.stored_size)
+    levels = ", ".join(f"{level:.1f}" for level in statistics.mean.mean((0, 1)))
     note(f"mean image: {path}, on average {levels} (RGB)")
-    return found
+    return statistics

@@ -41,19 +41,19 @@ def write_run(path: str | Path, network: Converted, command: str) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     description = f"not known: converted from {network.source}"
     data = Data(ELSEWHERE, description, network.sha256, tuple(network.classes))
-    converted = {"from": network.source, "sha256": network.sha256}
-    content = directory.fields_of_run(command, now, network.recipe, data, network.words, converted)
+    origin = {"from": network.source, "sha256": network.sha256}
+    content = directory.fields_of_run(command, now, network.recipe, data, network.words, origin)
     environment = Environment((), "none", "fp32", "none", None, 0, content["packages"], None, 1)
     state = State(0, 0, network.recipe, data, {}, None, True, None, 0, environment, now)
     velocity = {name: np.zeros_like(tensor) for name, tensor in network.weights.items()}
     with alone(path), durable_files.writing(path):
         try:
-            with durable_files.new_directory(path) as made:
-                directory.write_run(made, content)
-                durable_files.replace(made / METRICS, b"")
-                network.statistics.save(made)
+            with durable_files.new_directory(path) as folder:
+                directory.write_run(folder, content)
+                durable_files.replace(folder / METRICS, b"")
+                network.statistics.save(folder)
                 if network.means is not None:
-                    network.means.save(made)
-                checkpoints.put(made, Checkpoint(network.weights, velocity, network.statistics, state))
+                    network.means.save(folder)
+                checkpoints.put(folder, Checkpoint(network.weights, velocity, network.statistics, state))
         except ValueError as error:
             raise UserError(f"{network.source}: {' '.join(str(error).split()):.400}") from None

@@ -22,16 +22,16 @@ BESIDE = {"mean", "classes", "synset_words"}  # what else may lie there
 
 def names_of(recipe: Recipe, arrays: Arrays) -> dict[str, list[str]]:
     """{layer: the names of its towers' layers, tower a's first}: conv1a and conv1b, fc6a or fc2048a, fc8."""
-    found = {}
+    names = {}
     for layer in recipe.layers:
         single = layer.towers == "first" or recipe.towers == 1
         for stem in (layer.name, NAMES_OF_2012.get(layer.name, layer.name)):
-            found[layer.name] = [stem] if single else [f"{stem}a", f"{stem}b"]
-            if f"{found[layer.name][0]}.biases" in arrays.files:
+            names[layer.name] = [stem] if single else [f"{stem}a", f"{stem}b"]
+            if f"{names[layer.name][0]}.biases" in arrays.files:
                 break
         else:
-            found[layer.name] = [layer.name] if single else [f"{layer.name}a", f"{layer.name}b"]
-    return found
+            names[layer.name] = [layer.name] if single else [f"{layer.name}a", f"{layer.name}b"]
+    return names
 
 
 def classes_of(recipe: Recipe, arrays: Arrays) -> int:
@@ -46,7 +46,7 @@ def merged_of(arrays: Arrays, recipe: Recipe, classes: int) -> dict[str, np.ndar
     """The merged tensors, float32, of {name: shape} as `shapes.merged_shapes` has them.
 
     Raises ValueError, with the array's name, for one that is missing, foreign, or of another shape."""
-    names, used, merged = names_of(recipe, arrays), set(), {}
+    names, uses, tensors = names_of(recipe, arrays), set(), {}
     for size in shapes.sizes(recipe, classes):
         weights, biases = [], []
         for name in names[size.layer.name]:
@@ -54,34 +54,34 @@ def merged_of(arrays: Arrays, recipe: Recipe, classes: int) -> dict[str, np.ndar
             halves = [f"{name}.weights.0", f"{name}.weights.1"]
             if size.layer.reads == "both" and recipe.towers == 2 and halves[0] in arrays.files:
                 need(f"{name}.weights" not in arrays.files, f"{name}.weights is there, and {halves[0]} too")
-                parts = [_read(arrays, half, (rows // 2, columns), used) for half in halves]
+                parts = [_read(arrays, half, (rows // 2, columns), uses) for half in halves]
                 matrix = np.concatenate(parts)
             else:
-                matrix = _read(arrays, f"{name}.weights", (rows, columns), used)
+                matrix = _read(arrays, f"{name}.weights", (rows, columns), uses)
             weights.append(_in_our_order(matrix, size))
-            biases.append(_read(arrays, f"{name}.biases", (math.prod(size.bias_shape),), used).reshape(size.bias_shape))
-        merged[f"{size.layer.name}.weight"] = np.concatenate(weights)
-        merged[f"{size.layer.name}.bias"] = np.concatenate(biases)
-    foreign = sorted(set(arrays.files) - used - BESIDE)
-    need(not foreign, f"{foreign[0] if foreign else ''} is no array of recipe {recipe.name}")
-    return merged
+            biases.append(_read(arrays, f"{name}.biases", (math.prod(size.bias_shape),), uses).reshape(size.bias_shape))
+        tensors[f"{size.layer.name}.weight"] = np.concatenate(weights)
+        tensors[f"{size.layer.name}.bias"] = np.concatenate(biases)
+    foreign_names = sorted(set(arrays.files) - uses - BESIDE)
+    need(not foreign_names, f"{foreign_names[0] if foreign_names else ''} is no array of recipe {recipe.name}")
+    return tensors
 
 
 def _matrix(size):
     """(rows, columns) of a layer's matrix on one tower."""
-    maps, *others = size.weight_shape
-    return math.prod(others), maps
+    maps, *input_shape = size.weight_shape
+    return math.prod(input_shape), maps
 
 
 def _in_our_order(matrix, size):
     if size.layer.kind == "local":  # (H * W * C * k * k, maps) -> (maps, H, W, C, k, k)
-        maps, *others = size.weight_shape
-        return np.ascontiguousarray(np.moveaxis(matrix.reshape(*others, maps), -1, 0))
+        maps, *input_shape = size.weight_shape
+        return np.ascontiguousarray(np.moveaxis(matrix.reshape(*input_shape, maps), -1, 0))
     return np.ascontiguousarray(matrix.T).reshape(size.weight_shape)
 
 
-def _read(arrays, name, shape, used):
+def _read(arrays, name, shape, uses):
     need(name in arrays.files, f"{name} is missing")
-    used.add(name)
+    uses.add(name)
     with about(name, DAMAGE, ValueError):
         return arrays.read(name, shape)

@@ -11,9 +11,9 @@ from ..system.terminal import printable
 
 @contextmanager
 def about(
-    place: str | Path, damage: tuple[type[Exception], ...], raised: type[ValueError] = UserError
+    place: str | Path, damage: tuple[type[Exception], ...], error_type: type[ValueError] = UserError
 ) -> Iterator[None]:
-    """One of the errors `damage` within becomes one of type `raised`: one line, which begins with `place`.
+    """One of the errors `damage` within becomes one of type `error_type`: one line, which begins with `place`.
 
     place: a file or folder as it was typed, or the name of an array in one. Another file that couldn't be read is named
     after it."""
@@ -25,6 +25,6 @@ def about(
             text = error.strerror
             if error.filename and os.path.realpath(error.filename) != os.path.realpath(place):
                 text += f": {error.filename}"
-        for said in (place, Path(place).name):
-            text = text.removeprefix(f"{said}: ")
-        raise raised(f"{printable(str(place))}: {printable(' '.join(text.split())):.400}") from None
+        for name in (place, Path(place).name):
+            text = text.removeprefix(f"{name}: ")
+        raise error_type(f"{printable(str(place))}: {printable(' '.join(text.split())):.400}") from None

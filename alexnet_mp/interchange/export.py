@@ -79,29 +79,29 @@ def export(
         raise UserError("--half is for --to hub")
     if fused:
         _refuse_fused(to)
-    network, found = load_run(run, gpus, kernels)
-    recipe, classes = network.recipe, len(found.classes)
+    network, trained = load_run(run, gpus, kernels)
+    recipe, classes = network.recipe, len(trained.classes)
     refuse_last_layer(recipe)
     if half:
         network.load_merged({name: _rounded(name, tensor) for name, tensor in network.merged_state().items()})
     pictures = test_pictures(recipe.stored_size)
     with torch.inference_mode():
-        ours = network(*centre_images(network, found.statistics, list(pictures.numpy()))).double().cpu()
-    if not ours.isfinite().all():
+        logits = network(*centre_images(network, trained.statistics, list(pictures.numpy()))).double().cpu()
+    if not logits.isfinite().all():
         raise UserError(f"{run}: its network answers with NaN or infinity, and can't be exported")
-    state, version = checkpoint_format.read_state(found.checkpoint), package_version("alexnet_mp")
+    state, version = checkpoint_format.read_state(trained.checkpoint), package_version("alexnet_mp")
     weights = {name: tensor.numpy() for name, tensor in network.merged_state().items()}
-    mean, words = found.statistics.mean, in_words(found.classes, class_words(run, found.classes), synsets)
-    about = {"input": told_input(recipe), "recipe": recipe.name, "step": state.step}
-    about |= {"classes": list(found.classes), "class_names": words}
+    mean, words = trained.statistics.mean, in_words(trained.classes, class_words(run, trained.classes), synsets)
+    metadata = {"input": told_input(recipe), "recipe": recipe.name, "step": state.step}
+    metadata |= {"classes": list(trained.classes), "class_names": words}
     with alone(path), durable_files.writing(path):
         refuse_out(run, to, out)  # another may have written it meanwhile
         if to == "hub":
-            kept = means and means(network, found.statistics)
+            unit_means = means and means(network, trained.statistics)
             card = model_card(read_run(run), state, _tests(run), words, half)
             with durable_files.new_directory(path, instead=True) as folder:
-                hub.write(folder, recipe, weights, found.statistics, found.classes, words, card, half, kept)
-                return compared(ours, _answers_of(hub.from_pretrained(folder), pictures))
+                hub.write(folder, recipe, weights, trained.statistics, trained.classes, words, card, half, unit_means)
+                return compared(logits, _answers_of(hub.from_pretrained(folder), pictures))
         if to == "torch":
             steps = plain_steps(recipe, weights, classes)
             tensors = torch_source.tensors(recipe, steps, mean)
@@ -110,16 +110,16 @@ def export(
             with durable_files.new_directory(path, instead=True) as folder:
                 durable_files.write(folder / torch_source.WEIGHTS, safetensors_file.parts(layout, tensors))
                 durable_files.write(folder / torch_source.SOURCE, [text.encode()])
-                return compared(ours, torch_source.answers(folder, pictures))
+                return compared(logits, torch_source.answers(folder, pictures))
         if to == "onnx":
             steps = plain_steps(recipe, weights, classes)
-            content, answers = onnx_graph.graph(recipe, steps, classes, mean, version, about), onnx_graph.answers
+            content, answers = onnx_graph.graph(recipe, steps, classes, mean, version, metadata), onnx_graph.answers
         else:
-            merged = MergedAlexNet(recipe, "cpu", classes, "auto" if fused else "reference")
-            merged.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
-            content = torch_program.program(PictureNetwork(merged, mean, found.classes, words), about)
+            merged_network = MergedAlexNet(recipe, "cpu", classes, "auto" if fused else "reference")
+            merged_network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
+            content = torch_program.program(PictureNetwork(merged_network, mean, trained.classes, words), metadata)
             answers = torch_program.answers
-        return durable_files.new_file(path, content, lambda read: compared(ours, answers(read, pictures)))
+        return durable_files.new_file(path, content, lambda file_bytes: compared(logits, answers(file_bytes, pictures)))
 
 
 def _refuse_fused(to):
@@ -128,10 +128,10 @@ def _refuse_fused(to):
     try:
         if dispatch.resolve("auto", "cpu") == "cpu":
             return
-        why = dispatch.description().partition(";")[0]
+        reason = dispatch.description().partition(";")[0]
     except RuntimeError as error:  # built for another torch
-        why = str(error)
-    raise UserError(f"--fused: {why}; without --fused the program holds PyTorch's operations alone")
+        reason = str(error)
+    raise UserError(f"--fused: {reason}; without --fused the program holds PyTorch's operations alone")
 
 
 def test_pictures(side: int) -> torch.Tensor:
@@ -140,16 +140,18 @@ def test_pictures(side: int) -> torch.Tensor:
     return torch.stack([torch.from_numpy(split.read(number)[:side, :side]) for number in range(PICTURES)])
 
 
-def compared(ours: torch.Tensor, theirs: torch.Tensor) -> Difference:
+def compared(logits: torch.Tensor, other_logits: torch.Tensor) -> Difference:
     """The difference of two (N, classes). Raises UserError where it is too large."""
-    if theirs.shape != ours.shape:
-        raise UserError(f"what was written gives logits of {tuple(theirs.shape)}, not {tuple(ours.shape)}: not kept")
-    difference = (theirs.double().cpu() - ours).abs().max().item()
-    scale = ours.abs().max().item()
-    found = Difference(difference, scale, int((theirs.cpu().argmax(1) != ours.argmax(1)).sum()))
-    if not difference <= TOLERANCE * scale:
-        raise UserError(f"what was written is not the same network: {found}; not kept")
-    return found
+    if other_logits.shape != logits.shape:
+        raise UserError(
+            f"what was written gives logits of {tuple(other_logits.shape)}, not {tuple(logits.shape)}: not kept"
+        )
+    largest = (other_logits.double().cpu() - logits).abs().max().item()
+    scale = logits.abs().max().item()
+    difference = Difference(largest, scale, int((other_logits.cpu().argmax(1) != logits.argmax(1)).sum()))
+    if not largest <= TOLERANCE * scale:
+        raise UserError(f"what was written is not the same network: {difference}; not kept")
+    return difference
 
 
 def refuse_out(run: str | Path, to: str, out: str | Path) -> None:
@@ -187,10 +189,10 @@ def _is_ours(folder, to):
 
 def _rounded(name, tensor):
     """To the nearest float16, as float32."""
-    rounded = tensor.half().to(tensor.dtype)
-    if not rounded.isfinite().all():
+    nearest = tensor.half().to(tensor.dtype)
+    if not nearest.isfinite().all():
         raise UserError(f"--half: {name} has values beyond float16's range, 65,504")
-    return rounded
+    return nearest
 
 
 def _answers_of(network: Callable, pictures):

@@ -122,8 +122,8 @@ def read_config(folder: Path) -> Config:
     return Config(recipe, classes, words if _are_names(words) and len(words) == len(classes) else classes)
 
 
-def _are_names(found):
-    return isinstance(found, list) and all(isinstance(each, str) for each in found)
+def _are_names(names):
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def _refuse_absurd(recipe, classes):
@@ -133,15 +133,15 @@ def _refuse_absurd(recipe, classes):
     for size in shapes.sizes(recipe, classes):
         layer, (channels, height, _) = size.layer, size.reads
         if layer.kind != "fc":
-            more = shapes.ceil_mode_padding(height, layer.kernel, layer.stride, layer.pad)
-            reads = channels * (height + 2 * layer.pad + more) ** 2
-            values = max(reads, size.computed[0] * size.computed[1] ** 2)
+            padding = shapes.ceil_mode_padding(height, layer.kernel, layer.stride, layer.pad)
+            inputs = channels * (height + 2 * layer.pad + padding) ** 2
+            values = max(inputs, size.computed[0] * size.computed[1] ** 2)
             need(values <= MOST_VALUES, f"{layer.name} would have {values:.3g} values a picture")
 
 
 def _mean(path, side):
-    found, wanted = safetensors_file.read_head(path).get("mean"), ("F64", (side, side, 3))
-    need(found == wanted, f"the mean image is {found}, and this recipe has {wanted}")
+    layout, expected = safetensors_file.read_head(path).get("mean"), ("F64", (side, side, 3))
+    need(layout == expected, f"the mean image is {layout}, and this recipe has {expected}")
     mean = load(durable_files.read(path, MOST_BYTES))["mean"]
     need(((mean >= 0) & (mean <= 255)).all(), "the mean image has values that are no grey levels, 0 to 255")
     return mean

@@ -41,36 +41,36 @@ def border_difference(network: TwoTowerAlexNet, images: Sequence[torch.Tensor]) 
     if not recipe.lrn_crosses or recipe.towers == 1:
         raise UserError(f"recipe {recipe.name} has no normalisation that sees across a border of towers (lrn_crosses)")
     was_training = network.training
-    crossing = network.eval().merge()
+    merged_network = network.eval().merge()
     network.train(was_training)
-    stopped = replace(recipe, lrn_crosses=False)
+    border_recipe = replace(recipe, lrn_crosses=False)
     layers, x = [], images[0]
-    for module in crossing.children():
-        after = module(x)
+    for module in merged_network.children():
+        output = module(x)
         if "lrn" in module.layer.then:
-            module.recipe = stopped
-            layers.append(_of_layer(module.layer.name, after, module(x)))
+            module.recipe = border_recipe
+            layers.append(_of_layer(module.layer.name, output, module(x)))
             module.recipe = recipe
-        x = after
-    for module in crossing.children():
-        module.recipe = stopped
-    logits, other = x.double(), crossing(images[0]).double()
+        x = output
+    for module in merged_network.children():
+        module.recipe = border_recipe
+    logits, border_logits = x.double(), merged_network(images[0]).double()
     return BorderDifference(
         tuple(layers),
-        (logits - other).abs().max().item(),
-        (logits.softmax(1) - other.softmax(1)).abs().max().item(),
-        int((logits.argmax(1) != other.argmax(1)).sum()),
+        (logits - border_logits).abs().max().item(),
+        (logits.softmax(1) - border_logits.softmax(1)).abs().max().item(),
+        int((logits.argmax(1) != border_logits.argmax(1)).sum()),
         len(logits),
     )
 
 
-def _of_layer(name, crossing, stopped):
-    difference = (crossing - stopped).double().abs().transpose(0, 1).flatten(1)  # (maps, the rest)
+def _of_layer(name, output, border_output):
+    difference = (output - border_output).double().abs().transpose(0, 1).flatten(1)  # (maps, the rest)
     maps = difference.amax(1).nonzero().flatten().tolist()
     if not maps:
         return LayerDifference(name, (), len(difference), 0.0, 0.0)
-    values = crossing.double().abs().transpose(0, 1).flatten(1)[maps]
-    own = difference[maps]
+    values = output.double().abs().transpose(0, 1).flatten(1)[maps]
+    change = difference[maps]
     return LayerDifference(
-        name, tuple(maps), len(difference), (own.max() / values.max()).item(), (own.mean() / values.mean()).item()
+        name, tuple(maps), len(difference), (change.max() / values.max()).item(), (change.mean() / values.mean()).item()
     )

@@ -26,18 +26,18 @@ def read_mean(source: str | Path, side: int) -> Statistics:
     nothing could be shifted along them. Raises OSError, ValueError, `caffe_files.DAMAGE`."""
     path, real = Path(source), os.path.realpath(source)  # in a cache of models it is a link, and its name alone tells
     if _LEVELS.fullmatch(str(source)):
-        found = np.broadcast_to([float(level) for level in str(source).split(",")], (side, side, 3)).copy()
+        image = np.broadcast_to([float(level) for level in str(source).split(",")], (side, side, 3)).copy()
     elif path.name == STATISTICS:
         return _checked(Statistics.of_file(real), side)
     elif path.suffix == ".binaryproto":
-        found = caffe_files.read_mean(durable_files.read(real, MOST_BYTES))
+        image = caffe_files.read_mean(durable_files.read(real, MOST_BYTES))
     else:
         need(path.suffix == ".npy", TAKES)
-        found = arrays.read_array(real, MOST_BYTES)
-    return _checked(Statistics(found, np.zeros(3), np.eye(3)), side)
+        image = arrays.read_array(real, MOST_BYTES)
+    return _checked(Statistics(image, np.zeros(3), np.eye(3)), side)
 
 
-def _checked(found, side):
-    found.check(side)
-    need(((found.mean >= 0) & (found.mean <= 255)).all(), "it has values that are no grey levels, 0 to 255")
-    return found
+def _checked(statistics, side):
+    statistics.check(side)
+    need(((statistics.mean >= 0) & (statistics.mean <= 255)).all(), "it has values that are no grey levels, 0 to 255")
+    return statistics

@@ -35,16 +35,16 @@ def layouts_of(files: Sequence[Path]) -> dict[str, tuple[Path, str, tuple[int, .
     """{tensor: (file, dtype, shape)} by the headers alone. Raises OSError, RecursionError, and ValueError for a tensor
     that is there twice."""
     need(len(files) <= MOST_FILES, f"it holds {len(files)} files of tensors, {MOST_FILES} at most are read")
-    found = {}
+    layouts = {}
     for file in files:
         try:
             layout = safetensors_file.read_head(os.path.realpath(file))  # in a cache of models it is a link
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file.name}: {error}") from None
         for name, (dtype, shape) in layout.items():
-            need(name not in found, f"{name!r:.100} is in {file.name} and in {found.get(name, [file])[0].name}")
-            found[name] = (file, dtype, shape)
-    return found
+            need(name not in layouts, f"{name!r:.100} is in {file.name} and in {layouts.get(name, [file])[0].name}")
+            layouts[name] = (file, dtype, shape)
+    return layouts
 
 
 def classes_of(layouts: dict, recipe: Recipe) -> int:
@@ -63,15 +63,15 @@ def merged_of(layouts: dict, recipe: Recipe, classes: int) -> dict[str, np.ndarr
     expected = shapes.merged_shapes(recipe, classes)
     for name, shape in expected.items():
         need(name in layouts, f"{name} is missing, which recipe {recipe.name} has")
-        found = layouts[name][2]
-        need(found == shape, f"{name} is {str(found):.100}, but recipe {recipe.name} has {shape}")
-    foreign = sorted(set(layouts) - set(expected))
-    need(not foreign, f"{''.join(foreign[:1]):.100} is no tensor of recipe {recipe.name}")
-    merged = {}
+        file_shape = layouts[name][2]
+        need(file_shape == shape, f"{name} is {str(file_shape):.100}, but recipe {recipe.name} has {shape}")
+    foreign_names = sorted(set(layouts) - set(expected))
+    need(not foreign_names, f"{''.join(foreign_names[:1]):.100} is no tensor of recipe {recipe.name}")
+    tensors = {}
     for file in dict.fromkeys(file for file, *_ in layouts.values()):
         layout, content = safetensors_file.read(os.path.realpath(file))
-        need(layout == {name: of[1:] for name, of in layouts.items() if of[0] == file}, f"{file.name} has changed")
+        need(layout == {name: row[1:] for name, row in layouts.items() if row[0] == file}, f"{file.name} has changed")
         for name, tensor in load(content).items():
-            merged[name] = tensor.to(torch.float32).numpy()
-            need(safetensors_file.finite(merged[name]), f"{name} has values that are not finite")
-    return {name: merged[name] for name in expected}
+            tensors[name] = tensor.to(torch.float32).numpy()
+            need(safetensors_file.finite(tensors[name]), f"{name} has values that are not finite")
+    return {name: tensors[name] for name in expected}

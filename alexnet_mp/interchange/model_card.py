@@ -19,7 +19,7 @@ tags:
 
 # AlexNet, recipe {recipe}, {classes} classes
 
-AlexNet (Krizhevsky, Sutskever, Hinton 2012), {towers}, {made}. It takes pictures of
+AlexNet (Krizhevsky, Sutskever, Hinton 2012), {towers}, {origin}. It takes pictures of
 {stored}x{stored} pixels, RGB, 8 bits, and looks at the central {crop}x{crop}. The mean image is subtracted inside.
 
 ```python
@@ -65,35 +65,35 @@ def model_card(
     words: the classes' names as a person knows them; half: the weights are rounded to float16, and were not when they
     were tested."""
     recipe, data = state.recipe, state.data
-    converted = run.get("converted")
+    origin = run.get("converted")
     packages = run.get("packages") if isinstance(run.get("packages"), dict) else {}
     facts = (
         ("data", data.description),
         ("fingerprint of the data", data.fingerprint[:16]),
-        ("converted from", converted.get("from") if isinstance(converted, dict) else None),
+        ("converted from", origin.get("from") if isinstance(origin, dict) else None),
         ("command", run.get("command")),
         ("started", run.get("started")),
-        ("seed", None if converted else recipe.seed),
+        ("seed", None if origin else recipe.seed),
         ("commit", run.get("commit")),
         ("precision", run.get("precision")),
         ("kernels", run.get("kernels")),
         ("python", run.get("python")),
         ("packages", ", ".join(f"{name} {version}" for name, version in packages.items() if version)),
     )
-    named = ", ".join(_code(name) for name in words[:MOST_CLASSES])
-    more = f" and {len(words) - MOST_CLASSES:,} more, in `config.json`" if len(words) > MOST_CLASSES else ""
+    names = ", ".join(_code(name) for name in words[:MOST_CLASSES])
+    ending = f" and {len(words) - MOST_CLASSES:,} more, in `config.json`" if len(words) > MOST_CLASSES else ""
     return _CARD.format(
         recipe=recipe.name,
         classes=len(words),
         towers="both towers as one network" if recipe.towers == 2 else "one tower",
-        made=f"trained to step {state.step:,} (epoch {state.epoch:,})" if not converted else "trained elsewhere",
+        origin=f"trained to step {state.step:,} (epoch {state.epoch:,})" if not origin else "trained elsewhere",
         stored=recipe.stored_size,
         crop=recipe.crop_size,
         errors=_errors(recipe, state, tests, len(words)) + ROUNDED * half,
         rows="\n".join(
-            ["| | |", "|---|---|", *(f"| {name} | {_code(told)} |" for name, told in facts if told not in (None, ""))]
+            ["| | |", "|---|---|", *(f"| {name} | {_code(fact)} |" for name, fact in facts if fact not in (None, ""))]
         ),
-        names=named + more,
+        names=names + ending,
         described=describe(recipe),
     )
 
@@ -107,8 +107,8 @@ def _errors(recipe: Recipe, state, tests, classes):
         if test.get("step") == state.step
     ]
     if not rows and state.validation:
-        found = state.validation
-        rows = [("centre view", found.images, *(getattr(found, column) for column in columns))]
+        validation = state.validation
+        rows = [("centre view", validation.images, *(getattr(validation, column) for column in columns))]
     rows = [row for row in rows if all(_is_number(each) for each in row[1:])]
     if not rows:
         return "Not tested at this step."
@@ -126,7 +126,7 @@ def _is_number(value):
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _code(told):
+def _code(value):
     """As code in a table: nothing of it is markup."""
-    text = printable(str(told)).replace("`", "'").replace("|", "\\|")
+    text = printable(str(value)).replace("`", "'").replace("|", "\\|")
     return f"`{text:.1000}`"

@@ -27,48 +27,48 @@ def need_packages() -> None:
 
 
 def graph(
-    recipe: Recipe, steps: Sequence[Step], classes: int, mean: np.ndarray, version: str, about: Mapping[str, object]
+    recipe: Recipe, steps: Sequence[Step], classes: int, mean: np.ndarray, version: str, metadata: Mapping[str, object]
 ) -> bytes:
     """The bytes of an .onnx file: pictures (N, stored, stored, 3) uint8 RGB -> logits (N, classes) float32, any N.
 
-    mean: (stored, stored, 3), grey levels. version: of this package. about: what the file's metadata say, as JSON.
+    mean: (stored, stored, 3), grey levels. version: of this package. metadata: of the file, as JSON.
     Raises UserError for what ONNX can't hold: an even lrn_size, and 2 GB."""
     import onnx
     from onnx import TensorProto, helper
 
-    made = _Graph()
+    builder = _Graph()
     top, crop = (recipe.stored_size - recipe.crop_size) // 2, recipe.crop_size
     window = {"top_left": [top, top], "bottom_right": [top + crop, top + crop], "rows_columns": [1, 2]}
-    window = [made.constant(name, np.array(value, np.int64)) for name, value in window.items()]
-    x = made.add("Slice", ["pictures", *window], "crop")
-    x = made.add("Cast", [x], "grey_levels", to=TensorProto.FLOAT)
+    window = [builder.constant(name, np.array(value, np.int64)) for name, value in window.items()]
+    x = builder.add("Slice", ["pictures", *window], "crop")
+    x = builder.add("Cast", [x], "grey_levels", to=TensorProto.FLOAT)
     centre = mean[top : top + crop, top : top + crop].astype(np.float32)
-    x = made.add("Sub", [x, made.constant("mean", centre)], "minus_mean")
-    x, before = made.add("Transpose", [x], "image", perm=[0, 3, 1, 2]), (3, crop, crop)
-    between = []  # which viewers write at the edges
+    x = builder.add("Sub", [x, builder.constant("mean", centre)], "minus_mean")
+    x, shape = builder.add("Transpose", [x], "image", perm=[0, 3, 1, 2]), (3, crop, crop)
+    value_infos = []  # which viewers write at the edges
     for number, step in enumerate(steps, start=1):
-        between.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, ["N", *before]))
-        x = _add(made, step, x, before, f"{step.layer}_{number}_{step.kind}")
-        before = step.shape
-    made.nodes[-1].output[0] = "logits"
-    size = sum(math.prod(tensor.dims) * 4 for tensor in made.constants)
+        value_infos.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, ["N", *shape]))
+        x = _add(builder, step, x, shape, f"{step.layer}_{number}_{step.kind}")
+        shape = step.shape
+    builder.nodes[-1].output[0] = "logits"
+    size = sum(math.prod(tensor.dims) * 4 for tensor in builder.constants)
     if size > MOST_BYTES:
         raise UserError(f"its tensors are of {size:,} bytes, and an ONNX file holds {MOST_BYTES:,} at most")
     model = helper.make_model(
         helper.make_graph(
-            made.nodes,
+            builder.nodes,
             recipe.name,
             [helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["N", *[recipe.stored_size] * 2, 3])],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
-            made.constants,
-            value_info=between,
+            builder.constants,
+            value_info=value_infos,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name=PRODUCER,
         producer_version=version,
     )
-    helper.set_model_props(model, {name: json.dumps(value) for name, value in about.items()})
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
 
@@ -92,59 +92,61 @@ class _Graph:
         return name
 
 
-def _add(made, step, x, before, name):
+def _add(builder, step, x, shape, name):
     """Add a step that reads x; the name of what it gives."""
-    how = step.settings
+    settings = step.settings
     match step.kind:
         case "conv":
-            return made.add("Conv", [x, *_parameters(made, step)], name, group=how["groups"], **_windows(how, "kernel"))
+            return builder.add(
+                "Conv", [x, *_parameters(builder, step)], name, group=settings["groups"], **_windows(settings, "kernel")
+            )
         case "local":
-            return _local(made, step, x, before, name)
+            return _local(builder, step, x, shape, name)
         case "linear":
-            x = made.add("Flatten", [x], f"{name}_flat") if len(before) == 3 else x
-            return made.add("Gemm", [x, *_parameters(made, step)], name, transB=1)
+            x = builder.add("Flatten", [x], f"{name}_flat") if len(shape) == 3 else x
+            return builder.add("Gemm", [x, *_parameters(builder, step)], name, transB=1)
         case "lrn":
-            return _lrn(made, step, x, name)
+            return _lrn(builder, step, x, name)
         case "spatial_norm":
-            return _spatial_norm(made, step, x, name)
+            return _spatial_norm(builder, step, x, name)
         case "max_pool":
-            return made.add("MaxPool", [x], name, **_windows(how, "window"))
+            return builder.add("MaxPool", [x], name, **_windows(settings, "window"))
         case "avg_pool":  # an overhanging window is divided by the area inside
-            return made.add("AveragePool", [x], name, count_include_pad=0, **_windows(how, "window"))
+            return builder.add("AveragePool", [x], name, count_include_pad=0, **_windows(settings, "window"))
         case "scale":
-            return made.add("Mul", [x, made.constant(f"{name}_factor", np.float32(how["factor"]))], name)
-    return made.add({"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}[step.kind], [x], name)
+            return builder.add("Mul", [x, builder.constant(f"{name}_factor", np.float32(settings["factor"]))], name)
+    return builder.add({"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}[step.kind], [x], name)
 
 
-def _parameters(made, step):
-    return [made.constant(f"{step.layer}.{what}", getattr(step, what)) for what in ("weight", "bias")]
+def _parameters(builder, step):
+    return [builder.constant(f"{step.layer}.{what}", getattr(step, what)) for what in ("weight", "bias")]
 
 
-def _windows(how, size):
-    pad, end = how.get("pad", 0), how.get("pad", 0) + how["more"]
-    return dict(kernel_shape=[how[size]] * 2, strides=[how["stride"]] * 2, pads=[pad, pad, end, end])
+def _windows(settings, size):
+    pad, end = settings.get("pad", 0), settings.get("pad", 0) + settings["more"]
+    return dict(kernel_shape=[settings[size]] * 2, strides=[settings["stride"]] * 2, pads=[pad, pad, end, end])
 
 
-def _lrn(made, step, x, name):
+def _lrn(builder, step, x, name):
     """ONNX's alpha is size times ours; its window of an even size lies otherwise, and ONNX Runtime takes none."""
     size, parts, (maps, height, width) = step.settings["size"], step.settings["parts"], step.shape
     if size % 2 == 0:
         raise UserError(f"recipe field lrn_size is {size}: ONNX normalises over an odd number of maps")
-    alpha, beta, k = (float(step.settings[each]) for each in ("alpha", "beta", "k"))
+    alpha, beta, k = (float(step.settings[field]) for field in ("alpha", "beta", "k"))
     if parts > 1:  # each tower as a picture of its own: no window reaches across the border
-        apart = made.constant(f"{name}_apart", np.array([-1, maps // parts, height, width], np.int64))
-        together = made.constant(f"{name}_together", np.array([-1, maps, height, width], np.int64))
-        x = made.add("Reshape", [x, apart], f"{name}_towers")
-    own = f"{name}_of_tower" if parts > 1 else name
-    x = made.add("LRN", [x], own, alpha=alpha * size, beta=beta, bias=k, size=size)
-    return made.add("Reshape", [x, together], name) if parts > 1 else x
+        tower_shape = builder.constant(f"{name}_apart", np.array([-1, maps // parts, height, width], np.int64))
+        full_shape = builder.constant(f"{name}_together", np.array([-1, maps, height, width], np.int64))
+        x = builder.add("Reshape", [x, tower_shape], f"{name}_towers")
+    lrn_name = f"{name}_of_tower" if parts > 1 else name
+    x = builder.add("LRN", [x], lrn_name, alpha=alpha * size, beta=beta, bias=k, size=size)
+    return builder.add("Reshape", [x, full_shape], name) if parts > 1 else x
 
 
-def _spatial_norm(made, step, x, name):
-    size, alpha, beta, k = (step.settings[each] for each in ("size", "alpha", "beta", "k"))
+def _spatial_norm(builder, step, x, name):
+    size, alpha, beta, k = (step.settings[field] for field in ("size", "alpha", "beta", "k"))
     before, after = size // 2, size - 1 - size // 2
-    squares = made.add("Mul", [x, x], f"{name}_squares")
-    means = made.add(
+    squares = builder.add("Mul", [x, x], f"{name}_squares")
+    means = builder.add(
         "AveragePool",
         [squares],
         f"{name}_means",
@@ -153,23 +155,27 @@ def _spatial_norm(made, step, x, name):
         pads=[before, before, after, after],
         count_include_pad=1,
     )
-    scaled = made.add("Mul", [means, made.constant(f"{name}_alpha", np.float32(alpha * size * size))], f"{name}_scaled")
-    added = made.add("Add", [scaled, made.constant(f"{name}_k", np.float32(k))], f"{name}_added")
-    power = made.add("Pow", [added, made.constant(f"{name}_beta", np.float32(beta))], f"{name}_power")
-    return made.add("Div", [x, power], name)
+    term = builder.add(
+        "Mul", [means, builder.constant(f"{name}_alpha", np.float32(alpha * size * size))], f"{name}_scaled"
+    )
+    base = builder.add("Add", [term, builder.constant(f"{name}_k", np.float32(k))], f"{name}_added")
+    power = builder.add("Pow", [base, builder.constant(f"{name}_beta", np.float32(beta))], f"{name}_power")
+    return builder.add("Div", [x, power], name)
 
 
-def _local(made, step, x, before, name):
+def _local(builder, step, x, shape, name):
     """Kernels of each position: a convolution that gathers the windows, and a product for each position."""
-    channels, kernel, maps = before[0], step.settings["kernel"], step.shape[0]
+    channels, kernel, maps = shape[0], step.settings["kernel"], step.shape[0]
     inputs = channels * kernel * kernel
-    gather = made.constant(f"{name}_gather", np.eye(inputs, dtype=np.float32).reshape(inputs, channels, kernel, kernel))
-    windows = made.add("Conv", [x, gather], f"{name}_windows", **_windows(step.settings, "kernel"))
-    windows = made.add("Transpose", [windows], f"{name}_positions", perm=[2, 3, 0, 1])  # (H, W, N, inputs)
+    gather = builder.constant(
+        f"{name}_gather", np.eye(inputs, dtype=np.float32).reshape(inputs, channels, kernel, kernel)
+    )
+    windows = builder.add("Conv", [x, gather], f"{name}_windows", **_windows(step.settings, "kernel"))
+    windows = builder.add("Transpose", [windows], f"{name}_positions", perm=[2, 3, 0, 1])  # (H, W, N, inputs)
     kernels = step.weight.reshape(maps, *step.shape[1:], inputs).transpose(1, 2, 3, 0)
-    y = made.add("MatMul", [windows, made.constant(f"{step.layer}.weight", kernels)], f"{name}_products")
-    y = made.add("Transpose", [y], f"{name}_maps", perm=[2, 3, 0, 1])
-    return made.add("Add", [y, made.constant(f"{step.layer}.bias", step.bias)], name)
+    y = builder.add("MatMul", [windows, builder.constant(f"{step.layer}.weight", kernels)], f"{name}_products")
+    y = builder.add("Transpose", [y], f"{name}_maps", perm=[2, 3, 0, 1])
+    return builder.add("Add", [y, builder.constant(f"{step.layer}.bias", step.bias)], name)
 
 
 def answers(content: bytes, pictures: torch.Tensor) -> torch.Tensor:

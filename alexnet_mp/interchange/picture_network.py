@@ -29,13 +29,13 @@ class PictureNetwork(nn.Module):
         return self.network.recipe
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        stored, crop = self.recipe.stored_size, self.recipe.crop_size
-        takes = f"this network takes a tensor, torch.uint8 (N, {stored}, {stored}, 3)"
+        side, crop = self.recipe.stored_size, self.recipe.crop_size
+        requirement = f"this network takes a tensor, torch.uint8 (N, {side}, {side}, 3)"
         if not isinstance(pictures, torch.Tensor):
-            raise ValueError(f"pictures are a {type(pictures).__name__}; {takes}")
-        if pictures.dim() != 4 or tuple(pictures.shape[1:]) != (stored, stored, 3) or pictures.dtype != torch.uint8:
-            raise ValueError(f"pictures are {pictures.dtype} {tuple(pictures.shape)}; {takes}")
-        window = slice(start := (stored - crop) // 2, start + crop)
+            raise ValueError(f"pictures are a {type(pictures).__name__}; {requirement}")
+        if pictures.dim() != 4 or tuple(pictures.shape[1:]) != (side, side, 3) or pictures.dtype != torch.uint8:
+            raise ValueError(f"pictures are {pictures.dtype} {tuple(pictures.shape)}; {requirement}")
+        window = slice(start := (side - crop) // 2, start + crop)
         x = pictures.to(self.mean.device)[:, window, window].float() - self.mean[window, window]
         x = x.permute(0, 3, 1, 2)
         if not torch.compiler.is_exporting():

@@ -36,9 +36,9 @@ class Step:
 
 def refuse_last_layer(recipe: Recipe) -> None:
     """Raise UserError for a last layer that gives maps."""
-    last = recipe.layers[-1]
-    if last.kind != "fc":
-        raise UserError(f"recipe field {last.name}.kind is {last.kind!r}: the last layer gives maps, no logits")
+    layer = recipe.layers[-1]
+    if layer.kind != "fc":
+        raise UserError(f"recipe field {layer.name}.kind is {layer.kind!r}: the last layer gives maps, no logits")
 
 
 def plain_steps(recipe: Recipe, weights: Mapping[str, np.ndarray], classes: int) -> list[Step]:
@@ -46,7 +46,7 @@ def plain_steps(recipe: Recipe, weights: Mapping[str, np.ndarray], classes: int)
 
     weights: merged, float32, as `shapes.merged_shapes` has them. Raises UserError as `refuse_last_layer` does."""
     refuse_last_layer(recipe)
-    steps, factor, before = [], 1.0, (3, recipe.crop_size, recipe.crop_size)
+    steps, factor, shape = [], 1.0, (3, recipe.crop_size, recipe.crop_size)
     for size in shapes.sizes(recipe, classes):
         layer, parts = size.layer, 1 if size.layer.towers == "first" else recipe.towers
         groups = parts if layer.reads == "own" else 1
@@ -55,27 +55,27 @@ def plain_steps(recipe: Recipe, weights: Mapping[str, np.ndarray], classes: int)
             weight, factor = weight * np.float32(factor), 1.0
         maps, side = size.computed[0] * parts, size.computed[1]
         if layer.kind == "fc":
-            before = (maps,)
-            steps.append(Step("linear", layer.name, before, {}, _whole(weight, groups, 1), bias))
+            shape = (maps,)
+            steps.append(Step("linear", layer.name, shape, {}, _whole(weight, groups, 1), bias))
         else:
-            more = shapes.ceil_mode_padding(before[1], layer.kernel, layer.stride, layer.pad)
-            settings = dict(kernel=layer.kernel, stride=layer.stride, pad=layer.pad, more=more)
-            before = (maps, side, side)
+            padding = shapes.ceil_mode_padding(shape[1], layer.kernel, layer.stride, layer.pad)
+            settings = dict(kernel=layer.kernel, stride=layer.stride, pad=layer.pad, more=padding)
+            shape = (maps, side, side)
             if layer.kind == "local":
-                steps.append(Step("local", layer.name, before, settings, _whole(weight, groups, 3), bias))
+                steps.append(Step("local", layer.name, shape, settings, _whole(weight, groups, 3), bias))
             else:
-                steps.append(Step("conv", layer.name, before, {**settings, "groups": groups}, weight, bias))
+                steps.append(Step("conv", layer.name, shape, {**settings, "groups": groups}, weight, bias))
         for operation in layer.then:
             if factor != 1 and operation not in (*_LETS_FACTORS_PASS, "dropout"):
-                steps.append(Step("scale", layer.name, before, {"factor": factor}))
+                steps.append(Step("scale", layer.name, shape, {"factor": factor}))
                 factor = 1.0
             if operation == "dropout":
                 factor *= 1 - recipe.dropout
             else:
-                steps.append(_operation(recipe, operation, layer.name, before, parts))
-                before = steps[-1].shape
+                steps.append(_operation(recipe, operation, layer.name, shape, parts))
+                shape = steps[-1].shape
     if factor != 1:
-        steps.append(Step("scale", recipe.layers[-1].name, before, {"factor": factor}))
+        steps.append(Step("scale", recipe.layers[-1].name, shape, {"factor": factor}))
     return steps
 
 
@@ -97,10 +97,10 @@ def _whole(weight, groups, axis):
     """Weights of all inputs: zeros beside those of each group's own. axis: of the inputs."""
     if groups == 1:
         return weight
-    own = np.split(weight, groups)
+    parts = np.split(weight, groups)
     return np.concatenate(
         [
             np.concatenate([part if number == group else np.zeros_like(part) for number in range(groups)], axis)
-            for group, part in enumerate(own)
+            for group, part in enumerate(parts)
         ]
     )

@@ -15,9 +15,9 @@ from .picture_network import PictureNetwork
 ABOUT = "alexnet_mp.json"  # the name, within the file, of what it says of itself
 
 
-def program(network: PictureNetwork, about: Mapping[str, object]) -> bytes:
+def program(network: PictureNetwork, metadata: Mapping[str, object]) -> bytes:
     """The bytes of a .pt2 file: pictures (N, stored, stored, 3) uint8 -> logits (N, classes), any N, on the network's
-    device. about: kept in it as JSON.
+    device. metadata: kept in it as JSON.
 
     With the reference kernels it holds PyTorch's operations alone. With others it holds `alexnet_mp::lrn_pool`, which
     is there where `alexnet_mp.kernels` was imported. Raises UserError where torch can't trace it."""
@@ -25,14 +25,14 @@ def program(network: PictureNetwork, about: Mapping[str, object]) -> bytes:
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     with _quiet():
         try:
-            exported = torch.export.export(
+            exported_program = torch.export.export(
                 network.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("N", min=1)},), strict=False
             )
         except (RuntimeError, torch._dynamo.exc.UserError) as error:
             raise UserError(f"torch.export can't trace it: {' '.join(str(error).split()):.300}") from None
-        made = io.BytesIO()
-        torch.export.save(exported, made, extra_files={ABOUT: json.dumps(about)})
-    return made.getvalue()
+        buffer = io.BytesIO()
+        torch.export.save(exported_program, buffer, extra_files={ABOUT: json.dumps(metadata)})
+    return buffer.getvalue()
 
 
 def answers(content: bytes, pictures: torch.Tensor) -> torch.Tensor:
@@ -45,7 +45,7 @@ def answers(content: bytes, pictures: torch.Tensor) -> torch.Tensor:
 def _quiet():
     """Without torch's warnings about what its own serialisation does."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export")]
-    before = [logger.level for logger in loggers]
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -53,5 +53,5 @@ def _quiet():
             warnings.filterwarnings("ignore", "No complete tensor found")  # of weights in channels_last: they are whole
             yield
     finally:
-        for logger, level in zip(loggers, before):
+        for logger, level in zip(loggers, levels):
             logger.setLevel(level)

@@ -85,20 +85,20 @@ def load(path=Path(__file__).with_name("{weights}")):
 def source(recipe: Recipe, steps: Sequence[Step], classes: int, step: int, version: str) -> str:
     """The file's text. step: of training; version: of this package."""
     top = (recipe.stored_size - recipe.crop_size) // 2
-    modules, forward, helpers, before = [], [], {}, (3, recipe.crop_size, recipe.crop_size)
-    for one in steps:
-        module, pads, expression = _told(one, before)
+    modules, forward, helpers, shape = [], [], {}, (3, recipe.crop_size, recipe.crop_size)
+    for operation in steps:
+        module, pads, expression = _code_of(operation, shape)
         if module:
-            modules.append(f"        self.{one.layer} = {module}")
-        if one.kind in ("relu", "tanh", "sigmoid") and forward[-1][0].startswith("self."):
-            forward[-1][0] = f"torch.{one.kind}({forward[-1][0]})"
+            modules.append(f"        self.{operation.layer} = {module}")
+        if operation.kind in ("relu", "tanh", "sigmoid") and forward[-1][0].startswith("self."):
+            forward[-1][0] = f"torch.{operation.kind}({forward[-1][0]})"
         else:
-            told = f"  # ({', '.join(map(str, ('N', *one.shape)))})" if module or one.shape != before else ""
+            note = f"  # ({', '.join(map(str, ('N', *operation.shape)))})" if module or operation.shape != shape else ""
             forward += [[pads, ""]] if pads else []
-            forward.append([expression, told])
-        helpers |= _helper(one)
-        before = one.shape
-    lines = [f"        x = {expression}{told}" for expression, told in forward[:-1]]
+            forward.append([expression, note])
+        helpers |= _helper(operation)
+        shape = operation.shape
+    lines = [f"        x = {expression}{note}" for expression, note in forward[:-1]]
     lines.append(f"        return {''.join(forward[-1])}")
     side = recipe.stored_size
     return _WHOLE.format(
@@ -118,66 +118,72 @@ def source(recipe: Recipe, steps: Sequence[Step], classes: int, step: int, versi
     )
 
 
-def _told(step, before):
+def _code_of(step, input_shape):
     """(the module of a step or "", the zeros that it needs around its input or "", what it makes of x)"""
-    how = step.settings
+    settings = step.settings
     match step.kind:
         case "conv" | "local":
-            channels, kernel, stride, pad, more = before[0], how["kernel"], how["stride"], how["pad"], how["more"]
+            channels, kernel, stride, pad, extra = (
+                input_shape[0],
+                settings["kernel"],
+                settings["stride"],
+                settings["pad"],
+                settings["more"],
+            )
             pads, call = "", f"self.{step.layer}(x)"
-            if more or (pad and step.kind == "local"):  # the last window reaches over the right and bottom edges
-                pads, pad = f"F.pad(x, ({pad}, {pad + more}, {pad}, {pad + more}))", 0
+            if extra or (pad and step.kind == "local"):  # the last window reaches over the right and bottom edges
+                pads, pad = f"F.pad(x, ({pad}, {pad + extra}, {pad}, {pad + extra}))", 0
             if step.kind == "local":
                 return f"Local({step.shape[0]}, {step.shape[1]}, {channels}, {kernel}, {stride})", pads, call
-            others = {"stride": (stride, 1), "padding": (pad, 0), "groups": (how["groups"], 1)}
-            words = "".join(f", {name}={value}" for name, (value, usual) in others.items() if value != usual)
-            return f"nn.Conv2d({channels}, {step.shape[0]}, {kernel}{words})", pads, call
+            options = {"stride": (stride, 1), "padding": (pad, 0), "groups": (settings["groups"], 1)}
+            arguments = "".join(f", {name}={value}" for name, (value, default) in options.items() if value != default)
+            return f"nn.Conv2d({channels}, {step.shape[0]}, {kernel}{arguments})", pads, call
         case "linear":
-            read = "x.flatten(1)" if len(before) == 3 else "x"
-            return f"nn.Linear({math.prod(before)}, {step.shape[0]})", "", f"self.{step.layer}({read})"
+            argument = "x.flatten(1)" if len(input_shape) == 3 else "x"
+            return f"nn.Linear({math.prod(input_shape)}, {step.shape[0]})", "", f"self.{step.layer}({argument})"
         case "max_pool" | "avg_pool":
-            over = ", ceil_mode=True" if how["more"] else ""
-            return "", "", f"F.{step.kind}2d(x, {how['window']}, stride={how['stride']}{over})"
+            ceil_mode = ", ceil_mode=True" if settings["more"] else ""
+            return "", "", f"F.{step.kind}2d(x, {settings['window']}, stride={settings['stride']}{ceil_mode})"
         case "lrn" | "spatial_norm":
             return "", "", f"{step.kind}(x)"
         case "scale":
-            return "", "", f"{how['factor']!r} * x"
+            return "", "", f"{settings['factor']!r} * x"
     return "", "", f"torch.{step.kind}(x)"
 
 
 def _helper(step):
     """{name: the function or class that a step needs}"""
-    how = dict(step.settings)
+    settings = dict(step.settings)
     if step.kind == "local":
         return {"Local": _LOCAL}
     if step.kind not in ("lrn", "spatial_norm"):
         return {}
     if step.kind == "spatial_norm":
-        how |= {"before": how["size"] // 2, "after": how["size"] - 1 - how["size"] // 2}
-        return {step.kind: _SPATIAL_NORM.format(**how)}
-    return {step.kind: f"{_LRN_BEGINS.format(**how)}{_LRN[how['parts']].format(**how)}\n"}
+        settings |= {"before": settings["size"] // 2, "after": settings["size"] - 1 - settings["size"] // 2}
+        return {step.kind: _SPATIAL_NORM.format(**settings)}
+    return {step.kind: f"{_LRN_BEGINS.format(**settings)}{_LRN[settings['parts']].format(**settings)}\n"}
 
 
 def tensors(recipe: Recipe, steps: Sequence[Step], mean: np.ndarray) -> dict[str, np.ndarray]:
     """What the safetensors file holds: {"conv1.weight": ..., "fc8.bias": ..., "mean": (crop, crop, 3)}, float32.
 
     mean: (stored, stored, 3), grey levels."""
-    with_weights = [one for one in steps if one.weight is not None]
-    named = {f"{one.layer}.{what}": getattr(one, what) for one in with_weights for what in ("weight", "bias")}
+    weight_steps = [step for step in steps if step.weight is not None]
+    arrays = {f"{step.layer}.{what}": getattr(step, what) for step in weight_steps for what in ("weight", "bias")}
     top, crop = (recipe.stored_size - recipe.crop_size) // 2, recipe.crop_size
-    named[MEAN] = mean[top : top + crop, top : top + crop].astype(np.float32)
-    return {name: np.ascontiguousarray(tensor) for name, tensor in named.items()}
+    arrays[MEAN] = mean[top : top + crop, top : top + crop].astype(np.float32)
+    return {name: np.ascontiguousarray(tensor) for name, tensor in arrays.items()}
 
 
 def answers(folder: Path, pictures: torch.Tensor) -> torch.Tensor:
     """The logits (N, classes) that a written file gives of pictures (N, stored, stored, 3) uint8. It is run, as its
     reader would."""
     spec = importlib.util.spec_from_file_location("_exported_alexnet", folder / SOURCE)
-    module, before = importlib.util.module_from_spec(spec), sys.dont_write_bytecode
+    module, setting = importlib.util.module_from_spec(spec), sys.dont_write_bytecode
     sys.dont_write_bytecode = True  # nothing else in the folder
     try:
         spec.loader.exec_module(module)
     finally:
-        sys.dont_write_bytecode = before
+        sys.dont_write_bytecode = setting
     with torch.random.fork_rng(devices=[]), torch.inference_mode():  # its layers draw initial weights
         return module.load()(pictures)

@@ -77,7 +77,7 @@ class Exchange:
 
         The other tower's output is a `Crossing` with overlap, else a tensor on the reader's device; all crossings have
         begun."""
-        meet = functools.partial(Crossing, self) if self.overlap else self._whole
+        meet = functools.partial(Crossing, self) if self.overlap else self._carry_whole
         return [
             [
                 output if source == reader else meet(edge, output, source, reader)
@@ -121,7 +121,7 @@ class Exchange:
         self.enter(edge, tensor, source, target, pass_)
         return Arrival(tensor) if self.shared else copy(tensor, self.devices[target], self.copy_stream)
 
-    def _whole(self, *way):
+    def _carry_whole(self, *way):
         return _Whole.apply(self, *way)
 
     def enter(self, edge: str, tensor: torch.Tensor, source: int, target: int, pass_: Pass) -> None:
@@ -187,26 +187,26 @@ def copy(tensor: torch.Tensor, device: torch.device, copy_stream: bool, place: t
     Where a CPU is one of the two, the host waits for the copy itself. A place has to be free by then, and the tensor
     has to stay as it is until the copy's streams were waited for (`StandingCopy`)."""
 
-    def arriving():
+    def destination():
         return torch.empty_like(tensor, device=device) if place is None else place
 
     if not tensor.is_cuda or device.type != "cuda":
         return Arrival(tensor.to(device) if place is None else place.copy_(tensor))
     if not copy_stream:
-        arrived = arriving().copy_(tensor, non_blocking=True)
+        replica = destination().copy_(tensor, non_blocking=True)
         # A gradient's way back may start while the current stream is not the one that consumes it.
-        return Arrival(arrived, current_stream(arrived).record_event())
-    made = current_stream(tensor).record_event()
+        return Arrival(replica, current_stream(replica).record_event())
+    event = current_stream(tensor).record_event()
     out, into = streams = _copy_streams(tensor.device, device)
     for stream in streams:
-        stream.wait_event(made)
+        stream.wait_event(event)
     # Between devices torch copies on the source's current stream, and lets the target's wait for it.
     with torch.cuda.stream(out), torch.cuda.stream(into):
-        arrived = arriving().copy_(tensor, non_blocking=True)
+        replica = destination().copy_(tensor, non_blocking=True)
         reader = current_stream(tensor)  # out; within one device, where both are, into
     if place is None:
         tensor.record_stream(reader)  # its memory must not be given to others before it is read
-    return Arrival(arrived, into.record_event())
+    return Arrival(replica, into.record_event())
 
 
 class StandingCopy:
@@ -253,8 +253,8 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def forward(exchange, edge, tensor, source, target):
-        arrived = exchange.carry(edge, tensor, source, target, "forward").receive()
-        return arrived.view_as(arrived)  # on one device it is the tensor itself
+        replica = exchange.carry(edge, tensor, source, target, "forward").receive()
+        return replica.view_as(replica)  # on one device it is the tensor itself
 
     @staticmethod
     def setup_context(ctx, inputs, output):

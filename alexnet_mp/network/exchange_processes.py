@@ -46,11 +46,11 @@ class ProcessExchange:
         if not outputs:
             return []
         (own,) = outputs
-        others = 1 - self.tower
+        other_tower = 1 - self.tower
         if self.tower >= readers:
             self.end = _End.apply(self, edge, own)
             return []
-        sends = others < readers
+        sends = other_tower < readers
         if self.overlap:
             parts = own, ProcessCrossing(self, edge, own, sends)
         else:
@@ -82,35 +82,37 @@ class ProcessExchange:
     ) -> "Flight":
         """Begin one layer's crossings of a pass: a `Flight`. outgoing: what is sent, or None; like: a tensor of the
         shape and dtype of either; arrives: whether one is received."""
-        return self._standing(edge, pass_, outgoing, like, arrives).begin()
+        return self._standing_flight(edge, pass_, outgoing, like, arrives).begin()
 
-    def _standing(self, edge, pass_, outgoing, like, arrives):
-        sent, received = self._layout(edge, pass_, like if outgoing is None else outgoing, like)
+    def _standing_flight(self, edge, pass_, outgoing, like, arrives):
+        strides, place_strides = self._layout(edge, pass_, like if outgoing is None else outgoing, like)
         size = like.numel() * like.element_size()
-        for source, there in ((1, self.tower == 0), (0, self.tower == 1)):  # b->a, a->b
-            if arrives if there else outgoing is not None:
+        for source, is_target in ((1, self.tower == 0), (0, self.tower == 1)):  # b->a, a->b
+            if arrives if is_target else outgoing is not None:
                 self.ledger.append(Entry(edge, f"{NAMES[source]}->{NAMES[1 - source]}", pass_, size))
-        dense = outgoing
-        if outgoing is not None and outgoing.stride() != sent:
-            dense = torch.empty_strided(outgoing.shape, sent, dtype=outgoing.dtype, device=outgoing.device)
-        place = torch.empty_strided(like.shape, received, dtype=like.dtype, device=like.device) if arrives else None
-        return StandingFlight(self._begin, outgoing, dense, place)
+        buffer = outgoing
+        if outgoing is not None and outgoing.stride() != strides:
+            buffer = torch.empty_strided(outgoing.shape, strides, dtype=outgoing.dtype, device=outgoing.device)
+        place = (
+            torch.empty_strided(like.shape, place_strides, dtype=like.dtype, device=like.device) if arrives else None
+        )
+        return StandingFlight(self._begin, outgoing, buffer, place)
 
     def _layout(self, edge, pass_, outgoing, like):
         """(strides of what is sent, strides of what arrives). The two processes tell each other at the first time."""
         key = edge, pass_, like.shape, like.dtype
         if key not in self.layouts:
-            own = torch.empty_like(outgoing, device="meta").stride()  # dense, whatever gaps the tensor has
-            told = torch.tensor(own, dtype=torch.int64)
-            self.layouts[key] = own, tuple(self._begin(told, torch.empty_like(told)).receive().tolist())
+            strides = torch.empty_like(outgoing, device="meta").stride()  # dense, whatever gaps the tensor has
+            message = torch.tensor(strides, dtype=torch.int64)
+            self.layouts[key] = strides, tuple(self._begin(message, torch.empty_like(message)).receive().tolist())
         return self.layouts[key]
 
     def _begin(self, outgoing, place, keep=False):
         """Send one tensor, dense in its memory, and receive another into its place; either may be None. keep: nobody
         waits for it; the next one does."""
         if self.unfinished is not None:
-            self.unfinished, before = None, self.unfinished
-            before.receive()
+            self.unfinished, last_flight = None, self.unfinished
+            last_flight.receive()
         operations = [
             dist.P2POp(what, _bytes(tensor), self.peer, self.ranks.pair_group)
             for what, tensor in ((dist.isend, outgoing), (dist.irecv, place))
@@ -132,9 +134,9 @@ class ProcessExchange:
         self, edge: str, pass_: Pass, outgoing: Mapping[int, torch.Tensor], arriving: Mapping[int, torch.Tensor]
     ) -> "dict[int, StandingFlight]":
         """{the tower here: a `StandingFlight`}, entered in the ledger once; see `Exchange.standing`."""
-        own, coming = outgoing.get(self.tower), arriving.get(self.tower)
-        like = own if coming is None else coming
-        return {self.tower: self._standing(edge, pass_, own, like, coming is not None)}
+        departure, arrival = outgoing.get(self.tower), arriving.get(self.tower)
+        like = departure if arrival is None else arrival
+        return {self.tower: self._standing_flight(edge, pass_, departure, like, arrival is not None)}
 
     def standing_numbers(self, numbers: torch.Tensor | None) -> "StandingFlight":
         """A `StandingFlight` of (loss, right answers), (2,) float64: from tower a, which has them, to tower b."""
@@ -149,9 +151,9 @@ class ProcessExchange:
         """{name: [a's, b's]} on the host, of {name: [the tensor here]}: complete in tower a's process alone.
 
         owners: {name: how many towers have it}."""
-        found = {}
+        tensors = {}
         for name, parts in layers.items():
-            found[name] = parts = [part.detach().cpu().contiguous() for part in parts]
+            tensors[name] = parts = [part.detach().cpu().contiguous() for part in parts]
             if owners[name] == 2:
                 (own,) = parts
                 if self.tower == 0:
@@ -159,7 +161,7 @@ class ProcessExchange:
                 else:
                     self._begin(own, None).receive()
                 self.collected.append(Entry(name, "b->a", "checkpoint", own.numel() * own.element_size()))
-        return found
+        return tensors
 
 
 class ProcessCrossing:
@@ -232,10 +234,10 @@ class _Halves(torch.autograd.Function):
         return own.view_as(own), other
 
     @staticmethod
-    def backward(ctx, of_own, of_other):
+    def backward(ctx, own_gradient, other_gradient):
         exchange, edge, sends = ctx.way
-        returned = exchange.cross(edge, "backward", of_other, ctx.own, arrives=sends)
-        return None, None, of_own + returned.receive() if sends else of_own, None
+        flight = exchange.cross(edge, "backward", other_gradient, ctx.own, arrives=sends)
+        return None, None, own_gradient + flight.receive() if sends else own_gradient, None
 
 
 class _End(torch.autograd.Function):
@@ -267,5 +269,5 @@ class _Told(torch.autograd.Function):
 
 def _bytes(tensor):
     """The memory of a dense tensor, as it lies."""
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    return flat.view(torch.uint8)
+    memory = tensor.as_strided((tensor.numel(),), (1,))
+    return memory.view(torch.uint8)

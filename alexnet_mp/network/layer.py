@@ -45,11 +45,11 @@ TAKES_BIAS_ON_GPU = FUSED[-2:]  # on a CPU the product adds it for nothing
 
 def plan(epilogue: Iterable[str]) -> list[tuple[str, ...]]:
     """Split a layer's epilogue into what the kernels compute as one: (relu, lrn, max_pool), (dropout,)."""
-    fused, rest = [], tuple(epilogue)
+    groups, rest = [], tuple(epilogue)
     while rest:
-        fused.append(next((run for run in FUSED if rest[: len(run)] == run), rest[:1]))
-        rest = rest[len(fused[-1]) :]
-    return fused
+        groups.append(next((run for run in FUSED if rest[: len(run)] == run), rest[:1]))
+        rest = rest[len(groups[-1]) :]
+    return groups
 
 
 class Constants(Protocol):
@@ -95,8 +95,8 @@ class TowerLayer(nn.Module):
         self.layer = size.layer
         self.groups = len(towers) if self.layer.reads == "own" else 1
         weight, bias = (
-            torch.zeros(maps * len(towers), *others, device=device)
-            for maps, *others in (size.weight_shape, size.bias_shape)
+            torch.zeros(maps * len(towers), *dims, device=device)
+            for maps, *dims in (size.weight_shape, size.bias_shape)
         )
         if self.layer.kind == "conv":  # as the maps are, so that no step reorders them
             weight = weight.to(memory_format=torch.channels_last)
@@ -138,12 +138,12 @@ class TowerLayer(nn.Module):
         x: all that the layer reads, (N, channels, H, W) or (N, ...), flattened by a fully connected layer; with a
         `crossing` the tower's own half of it, the other half comes by that. step: numbers the dropout masks.
         """
-        weight, added, left = self.operands(x.dtype)
+        weight, product_bias, epilogue_bias = self.operands(x.dtype)
         if crossing is None:
-            x = self.product(x, weight, added)
+            x = self.product(x, weight, product_bias)
         else:
-            x = split_input_product(self.product, x, crossing, weight, self.halves(crossing.comes_second), added)
-        return self.apply_epilogue(x, left, step)
+            x = split_input_product(self.product, x, crossing, weight, self.halves(crossing.comes_second), product_bias)
+        return self.apply_epilogue(x, epilogue_bias, step)
 
     def operands(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """(weights, bias that the product adds, bias that the epilogue adds) in a dtype; one of the biases is None."""
@@ -227,10 +227,10 @@ class TowerLayer(nn.Module):
         layer, (height, width) = self.layer, self.size.computed[1:]
         x = F.pad(self.pad_ceil_mode(x), (layer.pad,) * 4).permute(2, 3, 0, 1).contiguous()  # (H, W, N, C)
         parts = []
-        for own, kernels in zip(x.chunk(self.groups, 3), weight.chunk(self.groups), strict=True):
+        for maps, kernels in zip(x.chunk(self.groups, 3), weight.chunk(self.groups), strict=True):
             windows = torch.cat(
                 [
-                    own[i :: layer.stride, j :: layer.stride][:height, :width]
+                    maps[i :: layer.stride, j :: layer.stride][:height, :width]
                     for i in range(layer.kernel)
                     for j in range(layer.kernel)
                 ],
@@ -246,7 +246,7 @@ class TowerLayer(nn.Module):
         if self.groups == 1:
             return linear(x, weight, bias, kernels=self.kernels)
         parts = zip(x.chunk(self.groups, 1), weight.chunk(self.groups), strict=True)
-        return torch.cat([linear(part, own, kernels=self.kernels) for part, own in parts], 1) + bias
+        return torch.cat([linear(inputs, weights, kernels=self.kernels) for inputs, weights in parts], 1) + bias
 
     def _maps_of_each_tower(self, fused, x, bias):
         """Normalisation never looks beyond a tower's own maps: merged, each tower's half counts as an image of its
@@ -258,34 +258,34 @@ class TowerLayer(nn.Module):
         return x.reshape(images, maps, *x.shape[2:])
 
     def _compute(self, fused, x, bias):
-        r, by = self.recipe, self.kernels
+        r, kernels = self.recipe, self.kernels
         across = dict(size=r.lrn_size, alpha=r.lrn_alpha, beta=r.lrn_beta, k=r.lrn_k)
         within = dict(size=r.spatial_size, alpha=r.spatial_alpha, beta=r.spatial_beta, k=r.spatial_k)
         windows = dict(pool=r.pool_size, stride=r.pool_stride)
         pool = dict(**windows, ties=r.pool_ties)
         match fused:
             case ("relu", "lrn", "max_pool"):
-                return lrn_max_pool(x, bias, relu="before", **across, **pool, kernels=by)
+                return lrn_max_pool(x, bias, relu="before", **across, **pool, kernels=kernels)
             case ("lrn", "max_pool", "relu"):
-                return lrn_max_pool(x, bias, relu="after", **across, **pool, kernels=by)
+                return lrn_max_pool(x, bias, relu="after", **across, **pool, kernels=kernels)
             case ("lrn", "max_pool"):
-                return lrn_max_pool(x, bias, relu="none", **across, **pool, kernels=by)
+                return lrn_max_pool(x, bias, relu="none", **across, **pool, kernels=kernels)
             case ("relu", "lrn"):
-                return lrn(x, bias, relu="before", **across, kernels=by)
+                return lrn(x, bias, relu="before", **across, kernels=kernels)
             case ("lrn",):
-                return lrn(x, bias, relu="none", **across, kernels=by)
+                return lrn(x, bias, relu="none", **across, kernels=kernels)
             case ("relu", "max_pool") | ("max_pool", "relu"):
-                return max_pool(x, bias, relu=True, **pool, kernels=by)
+                return max_pool(x, bias, relu=True, **pool, kernels=kernels)
             case ("max_pool",):
-                return max_pool(x, bias, relu=False, **pool, kernels=by)
+                return max_pool(x, bias, relu=False, **pool, kernels=kernels)
             case ("spatial_norm", "max_pool"):
-                return spatial_norm_max_pool(x, **within, **pool, kernels=by)
+                return spatial_norm_max_pool(x, **within, **pool, kernels=kernels)
             case ("spatial_norm",):
                 return spatial_norm(x, **within)
             case ("avg_pool",):
                 return avg_pool(x, **windows)
             case ("relu",):
-                return relu_dropout(x, bias, kernels=by)
+                return relu_dropout(x, bias, kernels=kernels)
             case ("tanh",):
                 return torch.tanh(x)
             case ("sigmoid",):

@@ -86,8 +86,8 @@ class TwoTowerAlexNet(nn.Module):
             self.count_step(begins_step, first_row)
         outputs = images
         if images_a is images_b:  # on one device, where both towers need the same zeros at the edges
-            first = getattr(self.towers[0], self.recipe.layers[0].name)
-            outputs = [first.pad_ceil_mode(images_a)] * 2
+            first_layer = getattr(self.towers[0], self.recipe.layers[0].name)
+            outputs = [first_layer.pad_ceil_mode(images_a)] * 2
         for layer in self.recipe.layers:
             outputs = self.compute(layer, self.read(layer, outputs))
         return self.exchange.answer(
@@ -106,7 +106,7 @@ class TwoTowerAlexNet(nn.Module):
         readers = self._readers(layer)
         if self.recipe.lrn_crosses and "lrn" in layer.then and readers == 2:
             return self._across_the_border(layer.name, parts)
-        return [tower(layer.name, read) for tower, read in zip(self.towers, parts) if tower.index < readers]
+        return [tower(layer.name, inputs) for tower, inputs in zip(self.towers, parts) if tower.index < readers]
 
     def _readers(self, layer):
         return 1 if layer.towers == "first" else self.recipe.towers
@@ -116,11 +116,11 @@ class TwoTowerAlexNet(nn.Module):
         maps, in which normalisation sees those of the other tower (Caffe)."""
         layers = [getattr(tower, name) for tower in self.towers]
         products, biases = [], []
-        for layer, read in zip(layers, parts, strict=True):
-            x = torch.cat(read, 1)
-            weight, added, left = layer.operands(x.dtype)
-            products.append(layer.product(x, weight, added))
-            biases.append(left)
+        for layer, inputs in zip(layers, parts, strict=True):
+            x = torch.cat(inputs, 1)
+            weight, product_bias, epilogue_bias = layer.operands(x.dtype)
+            products.append(layer.product(x, weight, product_bias))
+            biases.append(epilogue_bias)
         bias = None if biases[0] is None else torch.cat(biases)
         return list(layers[0].apply_epilogue(torch.cat(products, 1), bias, self.towers[0].step).chunk(2, 1))
 
@@ -158,8 +158,8 @@ class TwoTowerAlexNet(nn.Module):
 
     def kernels_used(self) -> str:
         """Who computes on each tower: "cpu" where it is the same on both, else "cpu, cuda" in the order a, b."""
-        used = [dispatch.used(self.kernels, device) for device in self.exchange.devices]
-        return ", ".join(used if len(set(used)) > 1 else used[:1])
+        names = [dispatch.used(self.kernels, device) for device in self.exchange.devices]
+        return ", ".join(names if len(set(names)) > 1 else names[:1])
 
     def ledger(self) -> list[Entry]:
         """What crossed in the last forward pass and, if it ran, its backward pass: a list of `exchange.Entry`."""
@@ -168,8 +168,8 @@ class TwoTowerAlexNet(nn.Module):
     def layer_parameters(self) -> dict[str, list[nn.Parameter]]:
         """{"conv1.weight": [tower a's, tower b's], ..., "fc8.bias": [tower a's]} in the order of the layers; of the
         towers that are here."""
-        named = [dict(tower.named_parameters()) for tower in self.towers]
-        return {name: [tower[name] for tower in named if name in tower] for name in self._owners()}
+        towers = [dict(tower.named_parameters()) for tower in self.towers]
+        return {name: [tower[name] for tower in towers if name in tower] for name in self._owners()}
 
     def _owners(self):
         """{"conv1.weight": how many towers have it, ...}"""
@@ -206,18 +206,18 @@ class TwoTowerAlexNet(nn.Module):
             for name, parts in layers.items():
                 for part, tower in zip(parts, self.towers):  # the last layer's is tower a's alone
                     size = getattr(tower, name.partition(".")[0]).size
-                    of_tower = size.units or len(part)
-                    expected = (owners[name] * of_tower, *part.shape[1:])
-                    if tuple(merged[name].shape) != expected:
-                        raise ValueError(f"{name} is {tuple(merged[name].shape)}, but this network has {expected}")
-                    part.copy_(merged[name][tower.index * of_tower + size.first_unit :][: len(part)])
+                    units = size.units or len(part)
+                    shape = (owners[name] * units, *part.shape[1:])
+                    if tuple(merged[name].shape) != shape:
+                        raise ValueError(f"{name} is {tuple(merged[name].shape)}, but this network has {shape}")
+                    part.copy_(merged[name][tower.index * units + size.first_unit :][: len(part)])
 
     def merge(self) -> "MergedAlexNet":
         """The equivalent `MergedAlexNet` on tower a's device, with a copy of the weights."""
-        merged = MergedAlexNet(self.recipe, self.exchange.devices[0], self.classes, self.kernels)
-        merged.to(self.dtype).load_state_dict(self.merged_state())
-        merged.step.fill_(self.step)
-        return merged.train(self.training)
+        network = MergedAlexNet(self.recipe, self.exchange.devices[0], self.classes, self.kernels)
+        network.to(self.dtype).load_state_dict(self.merged_state())
+        network.step.fill_(self.step)
+        return network.train(self.training)
 
 
 class MergedAlexNet(nn.Module):
@@ -266,10 +266,10 @@ def _refuse_images(recipe, images):
             raise ValueError(
                 f"images_{name} is {tuple(tensor.shape)}; recipe {recipe.name} takes (N, 3, {size}, {size})"
             )
-    first, last = images[0], images[-1]
-    if len(first) != len(last) or first.dtype != last.dtype:
+    a, b = images[0], images[-1]
+    if len(a) != len(b) or a.dtype != b.dtype:
         raise ValueError(
-            f"images_a are {len(first)} of {first.dtype}, images_b {len(last)} of {last.dtype}; they must be the same "
+            f"images_a are {len(a)} of {a.dtype}, images_b {len(b)} of {b.dtype}; they must be the same "
             "images, once on each tower's device"
         )
 

@@ -48,10 +48,10 @@ class SplitInputProduct:
         bias: torch.Tensor | None,
         needs_grad: Sequence[bool],
     ):
-        of_own, self.other_needs_grad, of_weight, of_bias = needs_grad
+        own_needs_grad, self.other_needs_grad, weight_needs_grad, bias_needs_grad = needs_grad
         self.product, self.halves = product, halves
-        self.own, self.bias = _leaf(own, of_own), _leaf(bias, of_bias)
-        self.weight = _leaf(weight, of_weight)
+        self.own, self.bias = _leaf(own, own_needs_grad), _leaf(bias, bias_needs_grad)
+        self.weight = _leaf(weight, weight_needs_grad)
 
     def begin(self) -> None:
         with torch.enable_grad():
@@ -87,21 +87,23 @@ class SplitInputProduct:
     def gradients(self, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Of own, weight, bias: each None where it isn't needed. The history is let go of."""
         by_hand = self.weight.requires_grad and written_by_halves(self.weight)
-        wanted = [
+        leaves = [
             tensor
             for tensor in self._inputs
             if tensor is not None and tensor.requires_grad and not (by_hand and tensor is self.weight)
         ]
-        found = iter(torch.autograd.grad(self.gradient_edge, wanted, dy) if wanted else ())
-        own, weight, bias = [next(found) if any(tensor is one for one in wanted) else None for tensor in self._inputs]
+        gradients = iter(torch.autograd.grad(self.gradient_edge, leaves, dy) if leaves else ())
+        own, weight, bias = [
+            next(gradients) if any(tensor is leaf for leaf in leaves) else None for tensor in self._inputs
+        ]
         del self.gradient_edge
         return own, self._gradient_of_matrix(dy) if by_hand else weight, bias
 
     def _gradient_of_matrix(self, dy):
-        whole = torch.empty_like(self.weight)
-        for x, place in zip((self.own, self.other), self.halves(whole), strict=True):
+        gradient = torch.empty_like(self.weight)
+        for x, place in zip((self.own, self.other), self.halves(gradient), strict=True):
             torch.mm(dy.t(), x.detach().flatten(1), out=place)
-        return whole
+        return gradient
 
 
 def written_by_halves(weight: torch.Tensor) -> bool:
@@ -122,7 +124,7 @@ class _SplitInputFunction(torch.autograd.Function):
     """Takes the other tower's tensor as an input where it was made, so that its gradient returns there."""
 
     @staticmethod
-    def forward(ctx, product, halves, crossing, own, made_there, weight, bias):
+    def forward(ctx, product, halves, crossing, own, other, weight, bias):
         split = SplitInputProduct(product, own, weight, halves, bias, ctx.needs_input_grad[3:])
         split.begin()
         y = split.end(crossing.receive())

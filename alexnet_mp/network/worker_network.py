@@ -46,8 +46,8 @@ class WorkerAlexNet(TwoTowerAlexNet):
             dtype = next(dtype for dtype in dtypes if dtype)  # in which the others compute
             maps = torch.empty(0, self.width, dtype=dtype, device=self.workers.device)
         rows = places_of(counts)
-        whole = self.workers.share(self.border, maps, rows, 0)()
-        return self.connect(whole)[rows[self.workers.number]]
+        all_maps = self.workers.share(self.border, maps, rows, 0)()
+        return self.connect(all_maps)[rows[self.workers.number]]
 
     def convolve(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, crop, crop) -> the last maps, (N, values of an image)."""
@@ -62,11 +62,11 @@ class WorkerAlexNet(TwoTowerAlexNet):
         x, workers = maps, self.workers
         readers = [*(layer.layer.name for layer in self.fully_connected[1:]), "loss"]
         for layer, reader in zip(self.fully_connected, readers):
-            weight, added, left = layer.operands(x.dtype)
-            own = layer.product(x, weight, added if left is None else left)
+            weight, product_bias, epilogue_bias = layer.operands(x.dtype)
+            part = layer.product(x, weight, product_bias if epilogue_bias is None else epilogue_bias)
             units = [slice_of(number, workers.count, layer.size.units) for number in range(workers.count)]
-            whole = Shared.apply(workers, reader, own, units, reader == "loss")
-            x = layer.apply_epilogue(whole, None, self.towers[0].step)
+            sums = Shared.apply(workers, reader, part, units, reader == "loss")
+            x = layer.apply_epilogue(sums, None, self.towers[0].step)
         return x.to(self.dtype)
 
     def merged(self, layers: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -25,8 +25,8 @@ class Pieces:
 
     def own(self, count: int) -> range:
         """The pieces of this pair."""
-        first, last = (-(-pair * self.number(count) // self.pairs) for pair in (self.pair, self.pair + 1))
-        return range(first, last)
+        start, stop = (-(-pair * self.number(count) // self.pairs) for pair in (self.pair, self.pair + 1))
+        return range(start, stop)
 
     def rows(self, piece: int, count: int) -> slice:
         """The images of a piece, as places in the minibatch."""
@@ -36,8 +36,8 @@ class Pieces:
 
     def own_rows(self, count: int) -> slice:
         """The images of this pair's pieces, as places in the minibatch."""
-        own = self.own(count)
-        return slice(self.rows(own[0], count).start, self.rows(own[-1], count).stop) if own else slice(0, 0)
+        pieces = self.own(count)
+        return slice(self.rows(pieces[0], count).start, self.rows(pieces[-1], count).stop) if pieces else slice(0, 0)
 
     def rows_of_all(self, count: int) -> list[slice]:
         """Those of each pair."""

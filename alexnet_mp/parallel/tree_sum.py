@@ -62,7 +62,7 @@ class TreeSum:
             self._add_right(level, left, self.between.receive(self.like, origin))
 
     def _add_right(self, level, left, term):
-        whole = self.nodes.pop((level, left))
-        for tensor, other in zip(whole, term, strict=True):
-            tensor.add_(other)
-        self.nodes[level + 1, left // 2] = whole
+        node = self.nodes.pop((level, left))
+        for tensor, summand in zip(node, term, strict=True):
+            tensor.add_(summand)
+        self.nodes[level + 1, left // 2] = node

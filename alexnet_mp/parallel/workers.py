@@ -50,11 +50,11 @@ class Workers:
         parts = [part if k == self.number else part.new_empty(shape) for k, shape in enumerate(shapes)]
         arrive = self.swap([part] * self.count, parts)
 
-        def whole():
+        def join():
             arrive()
             return torch.cat(parts, dim)
 
-        return whole
+        return join
 
     def give_back(self, what: str, whole: torch.Tensor, places: Sequence[slice], dim: int) -> Arrival:
         """The way back: begin to add up the whole tensors, which each worker has one of; worker k gets the sum's part
@@ -64,14 +64,14 @@ class Workers:
         self._enter(what, "backward", whole, places, dim)
         parts = [whole.narrow(dim, place.start, _length(place)).contiguous() for place in places]
         own = parts[self.number]
-        found = [own if k == self.number else torch.empty_like(own) for k in range(self.count)]
-        arrive = self.swap(parts, found)
+        contributions = [own if k == self.number else torch.empty_like(own) for k in range(self.count)]
+        arrive = self.swap(parts, contributions)
 
-        def added():
+        def total():
             arrive()
-            return sum(found[1:], start=found[0])
+            return sum(contributions[1:], start=contributions[0])
 
-        return added
+        return total
 
     def sum(self, what: str, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
         """Of all workers' gradients. The ledger has what a ring sends, whatever way the library goes."""
@@ -88,9 +88,9 @@ class Workers:
         if self.number:
             self.swap([own, *[None] * (self.count - 1)], [None] * self.count)()
             return [own]
-        found = [own, *(own.new_empty(length, *own.shape[1:]) for length in lengths[1:])]
-        self.swap([None] * self.count, found)()
-        return found
+        slices = [own, *(own.new_empty(length, *own.shape[1:]) for length in lengths[1:])]
+        self.swap([None] * self.count, slices)()
+        return slices
 
     def swap(
         self, outgoing: Sequence[torch.Tensor | None], incoming: Sequence[torch.Tensor | None]
@@ -100,8 +100,8 @@ class Workers:
         self.swaps += 1
         tensors = [
             (what, tensor, k)
-            for what, given in ((dist.isend, outgoing), (dist.irecv, incoming))
-            for k, tensor in enumerate(given)
+            for what, buffers in ((dist.isend, outgoing), (dist.irecv, incoming))
+            for k, tensor in enumerate(buffers)
             if k != self.number and tensor is not None and tensor.numel()
         ]
         if not tensors:
@@ -144,8 +144,8 @@ class Shared(torch.autograd.Function):
         alike: bool,
     ) -> torch.Tensor:
         ctx.way = workers, what, places, alike
-        whole = workers.share(what, part, places, 1)()
-        return whole.view_as(whole)
+        tensor = workers.share(what, part, places, 1)()
+        return tensor.view_as(tensor)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -166,4 +166,4 @@ def _length(place):
 
 
 def _with(shape, dim, length):
-    return [length if axis == dim else other for axis, other in enumerate(shape)]
+    return [length if axis == dim else extent for axis, extent in enumerate(shape)]

@@ -63,22 +63,22 @@ def prepare(source: Source, kind: str, plan: "Plan", dest: Path, skip: bool, wor
 def _make(source, kind, plan, dest, skip, workers):
     _begin(dest, plan)
     splits = {name: Shards(dest, name, items, plan, skip) for name, items in source.splits.items()}
-    missing = [
+    open_shards = [
         (shards, number) for shards in splits.values() for number in range(shards.count) if not shards.done(number)
     ]
-    images = sum(len(shards.numbers[number]) for shards, number in missing)
+    images = sum(len(shards.numbers[number]) for shards, number in open_shards)
     total = sum(len(items) for items in source.splits.values())
     say(
         f"{total:,} images of {len(source.classes)} classes in {sum(shards.count for shards in splits.values()):,} "
         "shards" + (f"; {total - images:,} are done already" if images < total else "")
     )
-    tasks = (shards.task(number) for shards, number in missing)
+    tasks = (shards.task(number) for shards, number in open_shards)
     try:
         with (
             progress("preparing", images) as advance,
-            closing(in_processes(make_shard, tasks, workers, advance)) as made,
+            closing(in_processes(make_shard, tasks, workers, advance)) as answers,
         ):
-            for _ in made:
+            for _ in answers:
                 pass
     finally:
         _remove_unfinished(dest)
@@ -149,18 +149,18 @@ def make_plan(source: Source, size: int, quality: int | None, warp: bool = False
 def _finish(dest, plan, source, kind, splits):
     """Put together what the shards' parts know, and write the index: from then on the set is there. Returns the
     `Index`."""
-    sums, found, stamps = Sums(plan.size), {}, {}
+    sums, split_indexes, stamps = Sums(plan.size), {}, {}
     for name, shards in splits.items():
         split, columns, stamps[name] = shards.collect(sums if name == "train" else None)
-        lost = sorted(set(range(len(source.classes))) - set(columns.label.tolist()))
-        if not split.images or name == "train" and lost:
-            what = f"class {source.classes[lost[0]]} of {name}" if split.images else name
+        empty_labels = sorted(set(range(len(source.classes))) - set(columns.label.tolist()))
+        if not split.images or name == "train" and empty_labels:
+            what = f"class {source.classes[empty_labels[0]]} of {name}" if split.images else name
             raise UserError(
                 f"no image of {what} can be read, and a set needs one; mend the source and run the same command again"
             )
         content = save({field: np.ascontiguousarray(values) for field, values in vars(columns).items()})
         written(dest / columns_file(name), content)
-        found[name] = SplitIndex(
+        split_indexes[name] = SplitIndex(
             split.images, split.index, hashlib.sha256(content).hexdigest(), split.shards, split.skipped
         )
     written(dest / SOURCE, source_file(stamps))
@@ -177,7 +177,7 @@ def _finish(dest, plan, source, kind, splits):
         plan.digest,
         tuple(map(for_json, source.classes)),
         tuple(map(for_json, source.class_names)),
-        found,
+        split_indexes,
         hashlib.sha256(content).hexdigest(),
         ids=None if source.ids is None else tuple(source.ids),
         squeezed=plan.warp,
@@ -192,10 +192,10 @@ def _begin(dest, plan):
     if path.exists():
         try:
             fields = json.loads(path.read_bytes())
-            reduced = fields.get("reduced", "by Pillow's box filter")  # as sets were before there was this field
+            method = fields.get("reduced", "by Pillow's box filter")  # as sets were before there was this field
             difference = plan.difference({name: value for name, value in fields.items() if name != "reduced"})
-            if reduced != REDUCED:
-                difference = difference or f"pictures are reduced {reduced}, now {REDUCED}"
+            if method != REDUCED:
+                difference = difference or f"pictures are reduced {method}, now {REDUCED}"
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"cannot read {path}: {error}; remove {dest} to begin anew") from None
         if difference:
@@ -225,11 +225,11 @@ def _remove_work(work):
 
 
 def _say_left_out(dest, index):
-    left_out = [image for split in index.splits.values() for image in split.skipped]
-    for image in left_out[:MOST_NAMED]:
+    images = [image for split in index.splits.values() for image in split.skipped]
+    for image in images[:MOST_NAMED]:
         say(f"left out: {image.name}: {image.reason}")
-    if left_out:
-        say(f"{len(left_out):,} unreadable images were left out; {dest / INDEX} lists them")
+    if images:
+        say(f"{len(images):,} unreadable images were left out; {dest / INDEX} lists them")
 
 
 def _say_complete(dest, plan, source):
@@ -238,33 +238,33 @@ def _say_complete(dest, plan, source):
     ids = source.ids
     index = read_index(dest)
     if index.plan != plan.digest:
-        same = Plan(index.stored_size, index.jpeg_quality, index.classes, index.class_names, {}, index.squeezed)
+        old_plan = Plan(index.stored_size, index.jpeg_quality, index.classes, index.class_names, {}, index.squeezed)
         counts = {f"{name} images": split.images + len(split.skipped) for name, split in index.splits.items()}
-        difference = plan.difference(same.fields | counts) or "the names of the images"
+        difference = plan.difference(old_plan.fields | counts) or "the names of the images"
         raise UserError(
             f"{dest} is a set of another source or other settings ({difference}); choose another DEST, or remove it"
         )
-    compared = _refuse_replaced(dest, source)
+    comparison = _refuse_replaced(dest, source)
     if ids is not None and index.ids is None:
         written(dest / INDEX, replace(index, ids=tuple(ids)).to_bytes())
         say("the classes' numbers in the competition were added to it")
     _say_left_out(dest, index)
-    say(f"there already, and complete: {index.describe(dest, index.splits)}; {compared}")
+    say(f"there already, and complete: {index.describe(dest, index.splits)}; {comparison}")
     return 0
 
 
 def _refuse_replaced(dest, source):
     """Raise UserError that names the first image of the source whose file isn't the one that a finished set was made
     of. Returns what was compared, in words."""
-    before = read_source_file(dest)
-    if before is None:
+    stamps = read_source_file(dest)
+    if stamps is None:
         return "it was made before sizes and times were kept, so the names of its images alone were compared"
-    if {split: len(items) for split, items in source.splits.items()} != {split: len(v) for split, v in before.items()}:
+    if {split: len(items) for split, items in source.splits.items()} != {split: len(v) for split, v in stamps.items()}:
         raise UserError(
             f"{dest / SOURCE} is damaged: it is of another set; removed, names of images alone are compared"
         )
     for split, items in source.splits.items():
-        for item, was in zip(items, before[split].tolist(), strict=True):
+        for item, was in zip(items, stamps[split].tolist(), strict=True):
             now = sources.stamp(item)
             if tuple(was) != now:
                 what = (
@@ -279,17 +279,17 @@ def _refuse_replaced(dest, source):
 
 def refuse_unusable(src: str | Path, dest: Path) -> None:
     """Raise UserError for a DEST that holds something else, or lies in SRC."""
-    inside, around = (Path(os.path.realpath(path)) for path in (dest, src))  # which may be links that lead round
-    if inside == around or around in inside.parents:
+    real_dest, real_src = (Path(os.path.realpath(path)) for path in (dest, src))  # which may be links that lead round
+    if real_dest == real_src or real_src in real_dest.parents:
         raise UserError(f"{dest} lies in {src}; the prepared set needs a directory of its own, elsewhere")
     try:
         if not os.path.lexists(dest):
             return
         if not dest.is_dir():
             raise UserError(f"{dest} is there already and is not a directory")
-        found, work = set(os.listdir(dest)), dest / WORK
-        begun = found == {WORK} and work.is_dir() and set(os.listdir(work)) <= {LOCK, PLAN + PARTIAL}
+        names, work = set(os.listdir(dest)), dest / WORK
+        is_stub = names == {WORK} and work.is_dir() and set(os.listdir(work)) <= {LOCK, PLAN + PARTIAL}
     except OSError as error:
         raise UserError(f"cannot read {dest}: {error.strerror}") from None
-    if found and not is_prepared(dest) and not begun:
+    if names and not is_prepared(dest) and not is_stub:
         raise UserError(f"{dest} is not empty and not a prepared set; choose another DEST")

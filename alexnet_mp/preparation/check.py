@@ -77,11 +77,11 @@ def check(directory: str | Path, workers: int) -> int:
         read_source_file(directory)
     except UserError as error:
         problems.append(str(error))
-    belonging = {INDEX, STATISTICS, SOURCE}
+    own_names = {INDEX, STATISTICS, SOURCE}
     for split in index.splits.values():
-        belonging |= {split.index, *(shard.file for shard in split.shards)}
+        own_names |= {split.index, *(shard.file for shard in split.shards)}
     problems += [
-        f"{directory / name} does not belong to the set" for name in sorted(set(os.listdir(directory)) - belonging)
+        f"{directory / name} does not belong to the set" for name in sorted(set(os.listdir(directory)) - own_names)
     ]
 
     tasks = [
@@ -89,24 +89,24 @@ def check(directory: str | Path, workers: int) -> int:
         for split in index.splits
         for number in range(len(index.splits[split].shards))
     ]
-    sums, found = Sums(index.stored_size), {}
+    sums, shard_problems = Sums(index.stored_size), {}
     images = sum(split.images for split in index.splits.values())
     places = {str(task): place for place, task in enumerate(tasks)}
     with (
         progress("checking", images) as advance,
-        closing(in_processes(check_shard_of, tasks, workers, advance)) as checked,
+        closing(in_processes(check_shard_of, tasks, workers, advance)) as answers,
     ):
-        for task, (what, of_shard) in checked:
-            found[places[str(task)]] = what
+        for task, (lines, shard_sums) in answers:
+            shard_problems[places[str(task)]] = lines
             if task.split == "train":
-                sums.merge(of_shard)
-    for place in sorted(found):
-        problems += found[place]
+                sums.merge(shard_sums)
+    for place in sorted(shard_problems):
+        problems += shard_problems[place]
     if statistics and sums.count == index.splits["train"].images and not _agree(statistics, sums.statistics()):
         problems.append(f"{directory / STATISTICS}: mean and components are not those of the pictures")
 
-    for line in problems[:MOST_LINES]:
-        say(" ".join(line.splitlines()))
+    for problem in problems[:MOST_LINES]:
+        say(" ".join(problem.splitlines()))
     if len(problems) > MOST_LINES:
         say(f"and {len(problems) - MOST_LINES:,} more")
     if problems:
@@ -163,8 +163,8 @@ def _check_content(task, file, sums, problems, tick):
                 f"{task}: image {names[image]}: its tar header, place or label is not {columns_file(task.split)}'s"
             )
         tick()
-    left = task.shard.bytes - end
-    if not 2 * BLOCK <= left < 2 * BLOCK + RECORD or task.shard.bytes % RECORD or any(read(end, task.shard.bytes)):
+    tail = task.shard.bytes - end
+    if not 2 * BLOCK <= tail < 2 * BLOCK + RECORD or task.shard.bytes % RECORD or any(read(end, task.shard.bytes)):
         problems.append(f"{task}: what follows the last image is not the end of a tar file")
 
 

@@ -47,7 +47,7 @@ def find(path: str | Path) -> Source | None:
     """
     path = Path(path)
     if path.is_file():
-        return _from_archive(path) if _gzipped(path) else None
+        return _from_archive(path) if _is_gzip(path) else None
     for folder, _, ending, meta in VERSIONS:
         for place in (path, path / folder):
             if any((place / f"{batch}{ending}").is_file() for batch in BATCHES):
@@ -58,7 +58,7 @@ def find(path: str | Path) -> Source | None:
 def read(path: str, offset: int, length: int) -> bytes:
     """The bytes of a picture of the form "cifar batch"; `offset` counts through the batches of `path`, one after the
     other."""
-    batches = _unpacked(path)[0]
+    batches = _batches(path)[0]
     number, start = divmod(offset, len(batches[0]))
     return batches[number][start : start + length].tobytes()
 
@@ -78,7 +78,7 @@ def _from_folder(folder, ending, meta):
             labels.append(_binary_batch(whole_file(path, LARGEST_BATCH), path)[1])
             places.append((path, 1, 1 + PICTURE, "cifar"))
         else:
-            labels += _unpacked(path)[1]
+            labels += _batches(path)[1]
             places.append((path, 0, PICTURE, "cifar batch"))
     return _source(
         f"CIFAR-10, {'binary' if ending else 'Python'} version, in {folder}", classes, labels, places, folder
@@ -86,7 +86,7 @@ def _from_folder(folder, ending, meta):
 
 
 def _from_archive(path):
-    batches, labels, classes = _unpacked(str(path))
+    batches, labels, classes = _batches(str(path))
     places, start = [], 0
     for batch in batches:
         places.append((str(path), start, PICTURE, "cifar batch"))
@@ -95,7 +95,7 @@ def _from_archive(path):
 
 
 def _source(kind, classes, labels, places, where):
-    counts = {batch: len(found) for batch, found in zip(BATCHES, labels)}
+    counts = {batch: len(column) for batch, column in zip(BATCHES, labels)}
     if len(set(counts.values())) > 1:  # a batch that was cut between two pictures shows only here
         raise UserError(
             f"{where}: its batches should be of one size, but have "
@@ -103,9 +103,10 @@ def _source(kind, classes, labels, places, where):
             + " pictures"
         )
     splits = {"train": [], "val": []}
-    for batch, found, (path, start, step, form) in zip(BATCHES, labels, places):
+    for batch, column, (path, start, step, form) in zip(BATCHES, labels, places):
         splits["val" if batch == "test_batch" else "train"] += [
-            Item(f"{batch}/{row:05}", label, path, start + row * step, PICTURE, form) for row, label in enumerate(found)
+            Item(f"{batch}/{row:05}", label, path, start + row * step, PICTURE, form)
+            for row, label in enumerate(column)
         ]
     for images in splits.values():
         images.sort(key=lambda image: image.label)  # within a class they are in the order of their names already
@@ -113,15 +114,15 @@ def _source(kind, classes, labels, places, where):
 
 
 @functools.lru_cache(8)
-def _unpacked(path):
+def _batches(path):
     """([pixels of each batch], [labels of each], class names or None) of a Python batch file or of a tar.gz.
 
     Kept by the process that read it, up to 184 MB, and shared with those forked from it later.
     """
-    if not _gzipped(path):
+    if not _is_gzip(path):
         pixels, labels = _python_batch(whole_file(path, LARGEST_BATCH), path)
         return [pixels], [labels], None
-    found, classes = {}, None
+    batches, classes = {}, None
     names = {
         f"{folder}/{name}": (batch, ending)
         for folder, _, ending, meta in VERSIONS
@@ -130,19 +131,19 @@ def _unpacked(path):
     for name, content in gzip_members(path, names.__contains__, LARGEST_BATCH, LARGEST_ARCHIVE):
         batch, ending = names[name]
         if batch in BATCHES:
-            found[batch] = (_binary_batch if ending else _python_batch)(content, f"{path}: {name}")
+            batches[batch] = (_binary_batch if ending else _python_batch)(content, f"{path}: {name}")
         else:
             classes = _class_names(content, f"{path}: {name}")
-    missing = [batch for batch in BATCHES if batch not in found] + ([] if classes else ["the class names"])
-    if missing:
+    missing_names = [batch for batch in BATCHES if batch not in batches] + ([] if classes else ["the class names"])
+    if missing_names:
         raise UserError(
-            f"{path}: it lacks {', '.join(missing)}; of compressed archives only CIFAR-10's are read, "
+            f"{path}: it lacks {', '.join(missing_names)}; of compressed archives only CIFAR-10's are read, "
             f"{VERSIONS[0][1]} and {VERSIONS[1][1]}"
         )
-    return [found[batch][0] for batch in BATCHES], [found[batch][1] for batch in BATCHES], classes
+    return [batches[batch][0] for batch in BATCHES], [batches[batch][1] for batch in BATCHES], classes
 
 
-def _gzipped(path):
+def _is_gzip(path):
     with Descriptor(path, path) as file:
         return file.read(0, 2) == b"\x1f\x8b"
 
@@ -192,9 +193,9 @@ def _class_names(content, where):
 def _dictionary(content, where):
     """A pickled dictionary, its keys as text, whether Python 2 or 3 wrote it."""
     try:
-        found = unpickled(content)
-        if isinstance(found, dict):
-            return {_text(key): value for key, value in found.items()}
+        dictionary = unpickled(content)
+        if isinstance(dictionary, dict):
+            return {_text(key): value for key, value in dictionary.items()}
         reason = "no dictionary"
     except Exception as error:  # `pickletools` and the steps below raise many types on damaged files
         reason = shown(str(error)) or type(error).__name__
@@ -229,7 +230,7 @@ def unpickled(content: bytes) -> object:
     stack, marks, memo = [], [], {}  # `marks`: the stacks that wait below
     budget = 2 * len(content)  # a few bytes that repeat a long text would otherwise become gigabytes
 
-    def encoded(text):
+    def encode(text):
         nonlocal budget
         budget -= len(text)
         if budget < 0:
@@ -290,12 +291,12 @@ def unpickled(content: bytes) -> object:
             stack.append(_Global(f"{module:s} {attribute:s}"))
         elif name == "REDUCE":
             arguments = stack.pop()
-            stack[-1] = _called(stack[-1].meaning, arguments, encoded)
+            stack[-1] = _call(stack[-1].meaning, arguments, encode)
         elif name == "BUILD":
             state = stack.pop()
             if isinstance(stack[-1], _Array):
                 _, shape, dtype, fortran, data = state
-                _fill(stack[-1], shape, dtype, fortran, encoded(data))
+                _fill(stack[-1], shape, dtype, fortran, encode(data))
             elif stack[-1] != "u1":  # the rest of a dtype says nothing of bytes
                 raise ValueError("it sets what can't be set")
         elif name == "STOP":
@@ -312,12 +313,12 @@ def _set(dictionary, items):
         dict.__setitem__(dictionary, key, value)
 
 
-def _called(meaning, arguments, encoded):
+def _call(meaning, arguments, encode):
     if meaning == "encode":  # how Python 3 writes bytes for Python 2
         text, encoding = arguments
         if encoding != "latin1":
             raise ValueError("text in an unknown encoding")
-        return encoded(text)
+        return encode(text)
     if meaning == "dtype":
         if arguments[0] not in ("u1", b"u1"):
             raise ValueError("its array is not of bytes")
@@ -325,7 +326,7 @@ def _called(meaning, arguments, encoded):
     array = _Array()
     if meaning == "buffer":
         data, dtype, shape, order = arguments
-        _fill(array, shape, dtype, order != "C", encoded(data))
+        _fill(array, shape, dtype, order != "C", encode(data))
     elif meaning != "array":
         raise ValueError("it makes what can't be made")
     return array

@@ -31,13 +31,13 @@ def struct_array(content: bytes, variable: str, fields: Sequence[str]) -> list[t
         if kind == COMPRESSED:
             unpacker = zlib.decompressobj()
             try:
-                unpacked = unpacker.decompress(data, room)
+                output = unpacker.decompress(data, room)
             except zlib.error as error:
                 raise ValueError(f"damaged data ({error})") from None
-            room -= len(unpacked)
+            room -= len(output)
             if not unpacker.eof or room <= 0:
                 raise ValueError(f"data that is cut short, or unpacks to more than {LARGEST:,} bytes")
-            kind, data = next(_elements(memoryview(unpacked), order), (0, b""))
+            kind, data = next(_elements(memoryview(output), order), (0, b""))
         if kind == MATRIX:
             category, shape, name, parts = _matrix(data, order)
             if name == variable:
@@ -91,9 +91,9 @@ def _rows(shape, parts, order, fields):
     if length < 1 or len(names) % length:
         raise ValueError("damaged names of fields")
     names = [names[start : start + length].split(b"\0")[0].decode("latin-1") for start in range(0, len(names), length)]
-    missing = [field for field in fields if field not in names]
-    if missing:
-        raise ValueError(f"no field {missing[0]} in it")
+    missing_fields = [field for field in fields if field not in names]
+    if missing_fields:
+        raise ValueError(f"no field {missing_fields[0]} in it")
     rows = []
     for _ in range(max(shape)):
         row = {}
@@ -124,7 +124,7 @@ def _value(data, order, field):
 
 
 def _next(elements):
-    found = next(elements, None)
-    if found is None:
+    element = next(elements, None)
+    if element is None:
         raise ValueError("it is cut short")
-    return found
+    return element

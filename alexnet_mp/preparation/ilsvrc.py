@@ -58,7 +58,7 @@ class Synset(NamedTuple):
 def competitions(directory: str | Path) -> list[Competition]:
     """Those of which `directory` has an archive of images."""
     return [
-        found for found in COMPETITIONS if any((Path(directory) / name).exists() for name in (found.train, found.val))
+        entry for entry in COMPETITIONS if any((Path(directory) / name).exists() for name in (entry.train, entry.val))
     ]
 
 
@@ -73,12 +73,12 @@ def find_competition(
 
     unlabelled_test: test for ILSVRC-2012 too, where it is there, all its labels `UNLABELLED`, in the order of its
     numbers. Raises UserError where an archive is missing, damaged, or does not go with the others."""
-    directory, progress, passed = Path(directory), Progress(note), PassedOver()
+    directory, progress, omissions = Path(directory), Progress(note), PassedOver()
     name = competition.key.replace("ILSVRC", "ILSVRC-")
-    train = _required(directory, competition.train, f"{name}'s training images")
-    val = _required(directory, competition.val, f"{name}'s validation images")
+    train = _path_of(directory, competition.train, f"{name}'s training images")
+    val = _path_of(directory, competition.val, f"{name}'s validation images")
     synsets, truth = _devkit(directory, competition)
-    patches = _patches(directory, passed) if competition.test else {}
+    patches = _patches(directory, omissions) if competition.test else {}
     leaves = {synset.wnid: synset for synset in synsets if synset.leaf}
     tars = synset_tars(train, members(train))
     if len(tars) < 2:
@@ -90,16 +90,19 @@ def find_competition(
     labels = {leaves[wnid].number: label for label, wnid in enumerate(classes)}
     wnids = {synset.number: synset.wnid for synset in synsets}
     splits = {
-        "train": _class_items(tars, progress, patches, passed),
-        "val": _numbered_items(val, truth, labels, wnids, progress, patches, passed),
+        "train": _class_items(tars, progress, patches, omissions),
+        "val": _numbered_items(val, truth, labels, wnids, progress, patches, omissions),
     }
     if competition.test and (directory / competition.test).exists():
-        answers = _required(directory, f"{competition.key}_test_ground_truth.txt", f"the labels of {competition.test}")
+        answers = _path_of(directory, f"{competition.key}_test_ground_truth.txt", f"the labels of {competition.test}")
         truth = _numbers(whole_file(answers, LARGEST_FILE), answers)
-        splits["test"] = _numbered_items(directory / competition.test, truth, labels, wnids, progress, patches, passed)
+        splits["test"] = _numbered_items(
+            directory / competition.test, truth, labels, wnids, progress, patches, omissions
+        )
     tests = [] if competition.test else sorted(directory.glob(f"{competition.key}_im*_test*.tar"))
     if tests and unlabelled_test:
-        splits["test"] = _unlabelled_items(tests.pop(), progress, passed)  # the newest: a later name ends with its date
+        # the newest: a later name ends with its date
+        splits["test"] = _unlabelled_items(tests.pop(), progress, omissions)
     for path in tests if note else ():
         note(
             f"{path.name} is not used: "
@@ -113,8 +116,8 @@ def find_competition(
     for file in sorted(directory.iterdir()):
         ours = file.name in used or file.match(f"{competition.key}_im*_test*.tar")
         if not ours and not file.name.endswith("_ground_truth.txt"):
-            passed.add(BESIDE, file.name)
-    passed.tell(note)
+            omissions.add(BESIDE, file.name)
+    omissions.tell(note)
     if note and patches:
         used = sum(item.path.endswith("patch_images.tar") for items in splits.values() for item in items)
         note(f"patch_images.tar: {used:,} of its {len(patches):,} images replace another")
@@ -130,36 +133,36 @@ def find_competition(
 
 
 def find_synset_tars(
-    path: str | Path, found: Sequence[Member], note: Callable[[str], None] | None = None
+    path: str | Path, files: Sequence[Member], note: Callable[[str], None] | None = None
 ) -> Source | None:
-    """The `Source` of a directory of n########.tar, or of a tar whose files are `found`; all its images are in train.
+    """The `Source` of a directory of n########.tar, or of a tar that holds `files`; all its images are in train.
 
     None where there are none of them.
     """
-    tars = synset_tars(path, found)
+    tars = synset_tars(path, files)
     if not tars:
         return None
     if len(tars) < 2:
         raise UserError(f"{path}: a single class, {tars[0][0]}; training needs at least two")
     classes = [wnid for wnid, _, _ in tars]
     kind = f"tars by wnid in {path}" if Path(path).is_dir() else f"tar of tars by wnid {path}"
-    used, passed = {member.name if member else tar.name for _, tar, member in tars}, PassedOver()
-    for name in sorted(file.name for file in (Path(path).iterdir() if Path(path).is_dir() else found)):
-        if name not in used:
-            passed.add(BESIDE, name)
-    items = _class_items(tars, Progress(note), {}, passed)
-    passed.tell(note)
+    tar_names, omissions = {member.name if member else tar.name for _, tar, member in tars}, PassedOver()
+    for name in sorted(file.name for file in (Path(path).iterdir() if Path(path).is_dir() else files)):
+        if name not in tar_names:
+            omissions.add(BESIDE, name)
+    items = _class_items(tars, Progress(note), {}, omissions)
+    omissions.tell(note)
     return Source(kind, classes, classes, {"train": items})
 
 
-def synset_tars(path: str | Path, found: Iterable[Member] = ()) -> list[tuple[str, Path, Member | None]]:
-    """[(wnid, path, Member or None)], sorted, of the n########.tar in a directory, or among the files `found` in a
+def synset_tars(path: str | Path, files: Iterable[Member] = ()) -> list[tuple[str, Path, Member | None]]:
+    """[(wnid, path, Member or None)], sorted, of the n########.tar in a directory, or among the `files` of a
     tar."""
     path = Path(path)
     if path.is_dir():
         tars = [(file.stem, file, None) for file in path.iterdir() if SYNSET_TAR.fullmatch(file.name)]
     else:
-        tars = [(_base(member.name)[:-4], path, member) for member in found if SYNSET_TAR.fullmatch(_base(member.name))]
+        tars = [(_base(member.name)[:-4], path, member) for member in files if SYNSET_TAR.fullmatch(_base(member.name))]
     tars.sort(key=lambda tar: tar[0])
     for (first, _, _), (second, _, _) in zip(tars, tars[1:]):
         if first == second:
@@ -167,39 +170,39 @@ def synset_tars(path: str | Path, found: Iterable[Member] = ()) -> list[tuple[st
     return tars
 
 
-def images(where: str | Path, path: str | Path, found: Iterable[Member], passed: PassedOver) -> Iterator[Member]:
-    """Those files of an archive that are pictures. `passed` hears of the others. path: of the file on disk.
+def images(where: str | Path, path: str | Path, files: Iterable[Member], omissions: PassedOver) -> Iterator[Member]:
+    """Those files of an archive that are pictures. `omissions` hears of the others. path: of the file on disk.
 
     Raises UserError for an archive among them."""
-    for member in found:
+    for member in files:
         parts = member.name.split("/")
         if any(map(is_hidden, parts)):
-            passed.add(HIDDEN, f"{where}: {member.name}")
+            omissions.add(HIDDEN, f"{where}: {member.name}")
         elif parts[-1].lower().endswith(".tar"):
             raise UserError(f"{where}: {shown(member.name)}: an archive where images belong")
         elif is_picture(parts[-1], beginning(path, member)):
             yield member
         else:
-            passed.add(NO_PICTURE, f"{where}: {member.name}")
+            omissions.add(NO_PICTURE, f"{where}: {member.name}")
 
 
-def _class_items(tars, progress, patches, passed):
+def _class_items(tars, progress, patches, omissions):
     """The images of tars by wnid: label = place of the tar in the list."""
     items = []
-    for label, (wnid, path, inside) in enumerate(tars):
-        place, where = str(path), path if inside is None else f"{path}: {inside.name}"
-        found = _by_name(where, path, members(path, inside), passed)
-        if not found:
+    for label, (wnid, path, member) in enumerate(tars):
+        place, where = str(path), path if member is None else f"{path}: {member.name}"
+        files = _by_name(where, path, members(path, member), omissions)
+        if not files:
             raise UserError(f"{where}: the class is empty, no picture in it")
-        items += [_item(f"{wnid}/{name}", name, label, place, found[name], patches) for name in sorted(found)]
+        items += [_item(f"{wnid}/{name}", name, label, place, files[name], patches) for name in sorted(files)]
         progress(lambda: f"{path.name}: {len(items):,} images, {label + 1:,} of {len(tars):,} classes")
     return items
 
 
-def _numbered_items(path, truth, labels, wnids, progress, patches, passed):
+def _numbered_items(path, truth, labels, wnids, progress, patches, omissions):
     """The images of an archive, each with a number before its suffix: its line of `truth`, counted from 1."""
-    found, place, items, numbers = _by_name(path, path, members(path), passed), str(path), [], set()
-    for name, member in found.items():
+    files, place, items, numbers = _by_name(path, path, members(path), omissions), str(path), [], set()
+    for name, member in files.items():
         number = re.search(r"_(\d{1,9})\.", name)
         number = int(number[1]) if number else 0
         if not 1 <= number <= len(truth) or number in numbers:
@@ -216,24 +219,23 @@ def _numbered_items(path, truth, labels, wnids, progress, patches, passed):
         items.append(_item(name, name, labels[truth[number - 1]], place, member, patches))
         progress(lambda: f"{path.name}: {len(items):,} images")
     if len(items) < len(truth):
-        missing = next(number for number in range(1, len(truth) + 1) if number not in numbers)
+        gap = next(number for number in range(1, len(truth) + 1) if number not in numbers)
         raise UserError(
-            f"{path}: {len(items):,} images for the {len(truth):,} lines of the ground truth; number {missing} is "
-            "missing"
+            f"{path}: {len(items):,} images for the {len(truth):,} lines of the ground truth; number {gap} is missing"
         )
     return sorted(items, key=lambda item: (item.label, item.name))
 
 
-def _unlabelled_items(path, progress, passed):
+def _unlabelled_items(path, progress, omissions):
     """The images of an archive of test images, numbered from 1 without a gap, in that order."""
-    found, items = _by_name(path, path, members(path), passed), []
-    for number, name in enumerate(sorted(found), start=1):
+    files, items = _by_name(path, path, members(path), omissions), []
+    for number, name in enumerate(sorted(files), start=1):
         if not re.fullmatch(rf"ILSVRC2012_test_{number:08}\.\w+", name):
             raise UserError(
                 f"{path}: {shown(name)}: expected is ILSVRC2012_test_{number:08}.JPEG; numbers begin with 1, and "
                 "none is left out"
             )
-        items.append(_item(name, name, UNLABELLED, str(path), found[name], {}))
+        items.append(_item(name, name, UNLABELLED, str(path), files[name], {}))
         progress(lambda: f"{path.name}: {len(items):,} images")
     if not items:
         raise UserError(f"{path}: no images in it")
@@ -245,10 +247,10 @@ def _item(name, base, label, place, member, patches):
     return Item(name, label, place, member.offset, member.size)
 
 
-def _by_name(where, path, found, passed):
+def _by_name(where, path, files, omissions):
     """{name without folders: Member} of an archive's images; they may all lie in one folder, but no deeper."""
     by_name = {}
-    for member in images(where, path, found, passed):
+    for member in images(where, path, files, omissions):
         name = _base(member.name)
         if name in by_name:
             raise UserError(f"{where}: {shown(name)}: it is there twice, in two folders")
@@ -258,12 +260,12 @@ def _by_name(where, path, found, passed):
     return by_name
 
 
-def _patches(directory, passed):
+def _patches(directory, omissions):
     """{name: (archive, Member)} of `patch_images.tar`: what replaces images of ILSVRC-2010 that were blank."""
     path = directory / "patch_images.tar"
     if not path.exists():
         return {}
-    return {_base(member.name): (str(path), member) for member in images(path, path, members(path), passed)}
+    return {_base(member.name): (str(path), member) for member in images(path, path, members(path), omissions)}
 
 
 def _devkit(directory, competition):
@@ -274,22 +276,22 @@ def _devkit(directory, competition):
         raise UserError(
             f"{directory}: no {competition.devkits[0]}; it has the classes and the labels of the validation images"
         )
-    found = {}
+    contents = {}
     if devkit.is_dir():
         for name in ("meta.mat", answers):
-            found[name] = whole_file(_required(devkit, f"data/{name}", "classes and labels"), LARGEST_FILE)
+            contents[name] = whole_file(_path_of(devkit, f"data/{name}", "classes and labels"), LARGEST_FILE)
     else:
         for name, content in gzip_members(
             devkit, lambda name: re.fullmatch(rf"(.*/)?data/(meta\.mat|{answers})", name), LARGEST_FILE, LARGEST_DEVKIT
         ):
-            if _base(name) in found:
+            if _base(name) in contents:
                 raise UserError(f"{devkit}: {shown(name)}: it is there twice, in two folders")
-            found[_base(name)] = content
+            contents[_base(name)] = content
         for name in ("meta.mat", answers):
-            if name not in found:
+            if name not in contents:
                 raise UserError(f"{devkit}: no data/{name} in it; is it the development kit?")
-    synsets = read_meta(found["meta.mat"], competition.key, f"{devkit}: meta.mat")
-    return synsets, _numbers(found[answers], f"{devkit}: {answers}")
+    synsets = read_meta(contents["meta.mat"], competition.key, f"{devkit}: meta.mat")
+    return synsets, _numbers(contents[answers], f"{devkit}: {answers}")
 
 
 def read_meta(content: bytes, key: str, where: str | Path) -> list[Synset]:
@@ -326,7 +328,7 @@ def _numbers(content, where):
     return [int(line) for line in lines]
 
 
-def _required(directory, name, purpose):
+def _path_of(directory, name, purpose):
     if not (directory / name).exists():
         raise UserError(f"{directory}: no {name}; it has {purpose}")
     return directory / name

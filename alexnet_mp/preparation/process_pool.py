@@ -35,7 +35,7 @@ def in_processes(
         return
     context = multiprocessing.get_context("fork")
     ticks = context.RawArray("q", workers)  # one writer each: no lock that a killed process could keep
-    tasks, seen, pool = iter(tasks), 0, []
+    tasks, total, pool = iter(tasks), 0, []
     try:
         for place in range(workers):
             task = next(tasks, None)
@@ -44,10 +44,10 @@ def in_processes(
             pool.append(_Worker(context, work, ticks, place))
             pool[-1].give(task)
         while pool:
-            ready = connection.wait([worker.pipe for worker in pool], SECONDS)  # a dead worker's pipe is ready too
-            before, seen = seen, sum(ticks)  # read once: they go on
-            advance(seen - before)
-            for worker in [worker for worker in pool if worker.pipe in ready]:
+            pipes = connection.wait([worker.pipe for worker in pool], SECONDS)  # a dead worker's pipe is ready too
+            old_total, total = total, sum(ticks)  # read once: they go on
+            advance(total - old_total)
+            for worker in [worker for worker in pool if worker.pipe in pipes]:
                 yield worker.task, worker.answer()
                 task = next(tasks, None)
                 if task is None:
@@ -65,11 +65,11 @@ def in_processes(
 
 class _Worker:
     def __init__(self, context, work, ticks, place):
-        self.task, (self.pipe, theirs) = None, context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.pipe, work, ticks, place), daemon=True)
+        self.task, (self.pipe, child_pipe) = None, context.Pipe()
+        self.process = context.Process(target=_serve, args=(child_pipe, self.pipe, work, ticks, place), daemon=True)
         with signals_held():
             self.process.start()
-        theirs.close()  # held by the worker alone, so that it ends with it
+        child_pipe.close()  # held by the worker alone, so that it ends with it
 
     def give(self, task):
         self.task = task
@@ -90,9 +90,9 @@ class _Worker:
     def killed(self):
         self.process.join()
         code = self.process.exitcode
-        how = signal.Signals(-code).name if code < 0 else f"status {code}"
+        cause = signal.Signals(-code).name if code < 0 else f"status {code}"
         raise UserError(
-            f"the process that worked on {self.task} was ended ({how}); if memory is short, fewer --workers may help"
+            f"the process that worked on {self.task} was ended ({cause}); if memory is short, fewer --workers may help"
         ) from None
 
     def end(self):
@@ -101,9 +101,9 @@ class _Worker:
         self.pipe.close()
 
 
-def _serve(pipe, parents, work, ticks, place):
+def _serve(pipe, parent_pipe, work, ticks, place):
     die_with_parent()
-    parents.close()
+    parent_pipe.close()
     gc.freeze()  # what was there before stays as it is, in memory shared with the parent
 
     def tick():

@@ -90,18 +90,18 @@ class Shards:
         is left out of it that could be in it now."""
         try:
             with safe_open(part_path(self.dest, self.split, number), "np") as part:
-                known, made = json.loads(part.metadata()["shard"]), part.get_tensor("number")
+                entry, numbers = json.loads(part.metadata()["shard"]), part.get_tensor("number")
                 stamps = part.get_tensor("stamps")  # KeyError: a former version's, which knew names alone
-            left_out = [image["number"] for image in known["skipped"]]
-            if (self.dest / shard_file(self.split, number)).stat().st_size != known["bytes"]:
+            gaps = [image["number"] for image in entry["skipped"]]
+            if (self.dest / shard_file(self.split, number)).stat().st_size != entry["bytes"]:
                 return False
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return False
-        if not np.array_equal(np.sort(np.append(made, left_out)), np.sort(self.numbers[number])):
+        if not np.array_equal(np.sort(np.append(numbers, gaps)), np.sort(self.numbers[number])):
             return False
         if not np.array_equal(stamps, _stamps(self.items[image] for image in self.numbers[number])):
             return False
-        return not left_out or self.skip and not any(_readable(self.items[image], self.plan.size) for image in left_out)
+        return not gaps or self.skip and not any(_readable(self.items[image], self.plan.size) for image in gaps)
 
     def collect(self, sums: Sums | None) -> tuple[SplitIndex, Columns, np.ndarray]:
         """(`SplitIndex` without the columns' sha256, `Columns`, stamps (N, 2) int64 of the source's images) of all
@@ -112,11 +112,11 @@ class Shards:
         for number in range(self.count):
             path = part_path(self.dest, self.split, number)
             with safe_open(path, "np") as part:
-                known = json.loads(part.metadata()["shard"])
+                entry = json.loads(part.metadata()["shard"])
             part = load_file(path)
             images = part["number"]
-            shards.append(Shard(shard_file(self.split, number), len(images), known["bytes"], known["sha256"]))
-            skipped += [Skipped(**image) for image in known["skipped"]]
+            shards.append(Shard(shard_file(self.split, number), len(images), entry["bytes"], entry["sha256"]))
+            skipped += [Skipped(**image) for image in entry["skipped"]]
             columns["shard"][images] = number
             stamps[self.numbers[number]] = part["stamps"]
             for name in ("offset", "length", "crc32"):
@@ -132,15 +132,15 @@ class Shards:
             tuple(shards),
             tuple(sorted(skipped, key=lambda image: image.number)),
         )
-        kept = keys(split)
-        names = [self.items[number].name.encode(errors="surrogateescape") for number in kept]
-        columns = {name: values[kept] for name, values in columns.items()}
+        numbers = keys(split)
+        names = [self.items[number].name.encode(errors="surrogateescape") for number in numbers]
+        columns = {name: values[numbers] for name, values in columns.items()}
         return (
             split,
             Columns(
                 columns.pop("shard").astype(np.int32),
                 **columns,
-                label=np.array([self.items[number].label for number in kept], np.int64),
+                label=np.array([self.items[number].label for number in numbers], np.int64),
                 names=np.frombuffer(b"".join(names), np.uint8),
                 name_ends=np.cumsum([len(name) for name in names], dtype=np.int64),
             ),
@@ -210,9 +210,9 @@ def make_shard(task: Task, tick: Callable[[], None]) -> None:
     arrays = {name: np.array(values, np.int64) for name, values in columns.items()} | {"stamps": stamps}
     if task.split == "train":
         arrays |= {"pixels": sums.pixels.astype(np.uint32), "products": sums.products}  # at most 1,024 times 255
-    known = {"bytes": length, "sha256": digest, "skipped": skipped}
+    entry = {"bytes": length, "sha256": digest, "skipped": skipped}
     try:
-        written(part_file, save(arrays, {"shard": json.dumps(known)}))
+        written(part_file, save(arrays, {"shard": json.dumps(entry)}))
     except BaseException:
         (task.dest / task.file).unlink()
         raise

@@ -140,27 +140,29 @@ def where(item: Item) -> str:
 
 def _in_directory(path, note, unlabelled_test, cut):
     """The one source that a directory holds."""
-    found = [
+    candidates = [
         (
             competition.train,
             lambda competition=competition: ilsvrc.find_competition(path, competition, note, unlabelled_test),
         )
         for competition in ilsvrc.competitions(path)
     ]
-    root, passed = DiskFolder(path), PassedOver()
-    if "train" in root.folders or not found and "train" in split_folders(root, PassedOver()):
-        found.append(("train/", lambda: _splits(f"folder {path}", root, passed, _file_item, unlabelled_test, cut)))
-    if not found and any(ilsvrc.SYNSET_TAR.fullmatch(file.name) for file in path.iterdir()):
-        found.append(("n########.tar", lambda: ilsvrc.find_synset_tars(path, (), note)))
-    if len(found) > 1:
+    root, omissions = DiskFolder(path), PassedOver()
+    if "train" in root.folders or not candidates and "train" in split_folders(root, PassedOver()):
+        candidates.append(
+            ("train/", lambda: _splits(f"folder {path}", root, omissions, _file_item, unlabelled_test, cut))
+        )
+    if not candidates and any(ilsvrc.SYNSET_TAR.fullmatch(file.name) for file in path.iterdir()):
+        candidates.append(("n########.tar", lambda: ilsvrc.find_synset_tars(path, (), note)))
+    if len(candidates) > 1:
         raise UserError(
-            f"{path}: it holds more than one source, {' and '.join(name for name, _ in found)}; "
+            f"{path}: it holds more than one source, {' and '.join(name for name, _ in candidates)}; "
             "put each into a directory of its own"
         )
-    source = found[0][1]() if found else cifar10.find(path)
+    source = candidates[0][1]() if candidates else cifar10.find(path)
     if source is None:
-        source = _bare_classes(f"class folders in {path}", root, passed, _file_item)
-    passed.tell(note)
+        source = _bare_classes(f"class folders in {path}", root, omissions, _file_item)
+    omissions.tell(note)
     return source
 
 
@@ -177,60 +179,60 @@ def _in_file(path, note, unlabelled_test, cut):
     if source:
         return source
     _refuse_packed(path)
-    progress, found, folders = Progress(note), [], []
+    progress, entries, folders = Progress(note), [], []
     for member in tar_archives.members(path, folders=folders):
-        found.append(member)
-        progress(lambda: f"{path.name}: {len(found):,} files")
-    return ilsvrc.find_synset_tars(path, found, note) or _tar_of_folders(
-        path, found, folders, note, unlabelled_test, cut
+        entries.append(member)
+        progress(lambda: f"{path.name}: {len(entries):,} files")
+    return ilsvrc.find_synset_tars(path, entries, note) or _tar_of_folders(
+        path, entries, folders, note, unlabelled_test, cut
     )
 
 
-def _splits(kind, root, passed, item, unlabelled_test, cut):
+def _splits(kind, root, omissions, item, unlabelled_test, cut):
     """`root/train/<class>/*` and, where they are there, val and test, as a folder on a disk or in a tar.
 
     item(name, label, file): the `Item` of a file. cut: whether val is to be cut from train whatever else there is."""
-    folders = split_folders(root, passed)
-    other = val_by_another_name(root, folders)
+    folders = split_folders(root, omissions)
+    alias = val_by_another_name(root, folders)
     if not cut:
         refuse_lost_val(root, folders, f", or write --val-fraction {VAL_FRACTION} to cut val from train all the same")
-    if other and not cut:
+    if alias and not cut:
         raise UserError(
-            f"{root.where}: it has no val/, and {other}/ has pictures of train's classes; rename it to val/, or write "
+            f"{root.where}: it has no val/, and {alias}/ has pictures of train's classes; rename it to val/, or write "
             f"--val-fraction {VAL_FRACTION} to cut val from train all the same"
         )
     names, splits = classes_of(folders["train"]), {}
     for split, folder in folders.items():
         place = f"{folder.name}/"
         if split == "test" and not folder.folders:
-            pictures = pictures_in(folder, passed, place)
+            pictures = pictures_in(folder, omissions, place)
             if unlabelled_test and pictures:
                 splits[split] = [item(name, UNLABELLED, file) for name, file in pictures.items()]
             for name in pictures if not unlabelled_test else ():
-                passed.add(UNLABELLED_TEST, place + name)
+                omissions.add(UNLABELLED_TEST, place + name)
             continue
         _same_classes(names, classes_of(folder, fewest=1), folder.where)
-        splits[split] = _items(pictures_of(folder, passed, place), item)
+        splits[split] = _items(pictures_of(folder, omissions, place), item)
     return Source(kind, names, names, splits)
 
 
-def _bare_classes(kind, root, passed, item):
+def _bare_classes(kind, root, omissions, item):
     """`root/<class>/*`: all of it is train."""
     if has_no_train(root):
         raise UserError(f"{root.where}: it has no train/ folder; images belong in train/<class>/")
     if not any(folder.is_picture(name) for folder in root.folders.values() for name in folder.files):
         inner = inner_source(root)
-        there = f"; {shown(inner)}/ in it has class folders: if it is meant, give that" if inner else ""
-        raise UserError(f"{root.where}: nothing to train from was found{there}. Looked for: {LOOKED_FOR}")
+        hint = f"; {shown(inner)}/ in it has class folders: if it is meant, give that" if inner else ""
+        raise UserError(f"{root.where}: nothing to train from was found{hint}. Looked for: {LOOKED_FOR}")
     names = classes_of(root)
-    return Source(kind, names, names, {"train": _items(pictures_of(root, passed), item)})
+    return Source(kind, names, names, {"train": _items(pictures_of(root, omissions), item)})
 
 
 def _items(pictures, item):
     """The items of {class: {name: file}}, in that order."""
     return [
-        item(f"{of_class}/{name}", label, file)
-        for label, (of_class, files) in enumerate(pictures.items())
+        item(f"{class_name}/{name}", label, file)
+        for label, (class_name, files) in enumerate(pictures.items())
         for name, file in files.items()
     ]
 
@@ -239,38 +241,38 @@ def _file_item(name, label, path):
     return Item(name, label, path)
 
 
-def _tar_of_folders(path, found, folders, note, unlabelled_test, cut):
+def _tar_of_folders(path, entries, folders, note, unlabelled_test, cut):
     """A tar of <class>/*, or of train/<class>/* and perhaps val and test; all of it may lie in one folder more.
 
     folders: the names of those that the tar names itself; some may be empty."""
-    found = [(member.name.split("/"), member) for member in found] + [(name.split("/"), None) for name in folders]
-    found.sort(key=lambda each: each[0])
+    entries = [(member.name.split("/"), member) for member in entries] + [(name.split("/"), None) for name in folders]
+    entries.sort(key=lambda entry: entry[0])
     pictures = [
         bool(member) and not any(map(is_hidden, parts)) and is_picture(parts[-1], tar_archives.beginning(path, member))
-        for parts, member in found
+        for parts, member in entries
     ]
-    depths = [parts for (parts, _), picture in zip(found, pictures) if picture]
-    if not depths:
+    paths = [parts for (parts, _), picture in zip(entries, pictures) if picture]
+    if not paths:
         raise UserError(f"{path}: no images in it. Looked for: {LOOKED_FOR}")
-    around, depth = 0, min(map(len, depths))
-    while around + 2 < depth and depths[0][around] not in SPLITS and len({parts[around] for parts in depths}) == 1:
-        around += 1  # a folder around everything
-    root, passed, place = tar_archives.TarFolder(str(path)), PassedOver(), str(path)
-    for (parts, member), picture in zip(found, pictures):
-        if parts[:around] == depths[0][:around]:
-            root.add(parts[around:], member, picture)
+    nesting, depth = 0, min(map(len, paths))
+    while nesting + 2 < depth and paths[0][nesting] not in SPLITS and len({parts[nesting] for parts in paths}) == 1:
+        nesting += 1  # a folder around everything
+    root, omissions, place = tar_archives.TarFolder(str(path)), PassedOver(), str(path)
+    for (parts, member), picture in zip(entries, pictures):
+        if parts[:nesting] == paths[0][:nesting]:
+            root.add(parts[nesting:], member, picture)
         elif member:
-            passed.add(HIDDEN if any(map(is_hidden, parts)) else OUTSIDE, member.name)
+            omissions.add(HIDDEN if any(map(is_hidden, parts)) else OUTSIDE, member.name)
 
     def item(name, label, member):
         return Item(name, label, place, member.offset, member.size)
 
     kind = f"tar of class folders {path}"
     if "train" in split_folders(root, PassedOver()):
-        source = _splits(kind, root, passed, item, unlabelled_test, cut)
+        source = _splits(kind, root, omissions, item, unlabelled_test, cut)
     else:
-        source = _bare_classes(kind, root, passed, item)
-    passed.tell(note)
+        source = _bare_classes(kind, root, omissions, item)
+    omissions.tell(note)
     return source
 
 
@@ -285,15 +287,15 @@ def _with_val(source, fraction, note):
         splits["test"] = splits.pop("val")
     if fraction == 0:
         return replace(source, splits=splits)
-    held_out = _cut(source, VAL_FRACTION if fraction is None else fraction, note)
+    names = _cut(source, VAL_FRACTION if fraction is None else fraction, note)
     if note:
-        of = f"{len(held_out):,} of the {len(splits['train']):,} training images"
-        note(f"val: {of}, cut off by --val-fraction {VAL_FRACTION if fraction is None else fraction:g}")
-    cut = {
-        "train": [item for item in splits["train"] if item.name not in held_out],
-        "val": [item for item in splits["train"] if item.name in held_out],
+        share = f"{len(names):,} of the {len(splits['train']):,} training images"
+        note(f"val: {share}, cut off by --val-fraction {VAL_FRACTION if fraction is None else fraction:g}")
+    parts = {
+        "train": [item for item in splits["train"] if item.name not in names],
+        "val": [item for item in splits["train"] if item.name in names],
     }
-    return replace(source, splits=cut | {name: splits[name] for name in splits if name == "test"})
+    return replace(source, splits=parts | {name: splits[name] for name in splits if name == "test"})
 
 
 def _cut(source, fraction, note):
@@ -301,28 +303,28 @@ def _cut(source, fraction, note):
     names = [[] for _ in source.classes]
     for item in source.splits["train"]:
         names[item.label].append(item.name)
-    held_out, single = set(), sum(len(of_class) == 1 for of_class in names)
-    if single == len(names):
+    val_names, singles = set(), sum(len(group) == 1 for group in names)
+    if singles == len(names):
         raise UserError(
             f"{source.kind}: every class has a single image, so none can be for validation; --val-fraction 0 makes "
             "a set "
             "of training images alone"
         )
-    if single and note:
-        note(f"classes with a single image, which is for training: {single:,}")
-    for of_class in names:
-        of_class.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
-        held_out.update(of_class[: min(max(round(fraction * len(of_class)), 1), len(of_class) - 1)])
-    return held_out
+    if singles and note:
+        note(f"classes with a single image, which is for training: {singles:,}")
+    for group in names:
+        group.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
+        val_names.update(group[: min(max(round(fraction * len(group)), 1), len(group) - 1)])
+    return val_names
 
 
 def _checked(source, path):
     if len(source.classes) < 2:
         raise UserError(f"{path}: a single class, {source.classes[0]}; training needs at least two")
     for split, items in source.splits.items():
-        empty = set(range(len(source.classes))) - {item.label for item in items}
-        if empty and not _unlabelled(items):
-            raise UserError(f"{path}: its {split} split has no image of class {source.classes[min(empty)]}")
+        empty_labels = set(range(len(source.classes))) - {item.label for item in items}
+        if empty_labels and not _unlabelled(items):
+            raise UserError(f"{path}: its {split} split has no image of class {source.classes[min(empty_labels)]}")
     return source
 
 
@@ -330,11 +332,11 @@ def _unlabelled(items):
     return len(items) > 0 and all(item.label == UNLABELLED for item in items)
 
 
-def _same_classes(expected, found, where):
-    for what, names in (("missing", set(expected) - set(found)), ("extra", set(found) - set(expected))):
+def _same_classes(expected, classes, where):
+    for what, names in (("missing", set(expected) - set(classes)), ("extra", set(classes) - set(expected))):
         if names:
             raise UserError(
                 f"{where}: its classes differ from those of train: {what} {shown(min(names))}"
                 + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
-                + accents(set(expected) - set(found), set(found) - set(expected))
+                + accents(set(expected) - set(classes), set(classes) - set(expected))
             )

@@ -58,25 +58,25 @@ def members(path: str | Path, inside: Member | None = None, folders: list[str] |
 
 
 def gzip_members(
-    path: str | Path, wanted: Callable[[str], object], largest: int, total: int
+    path: str | Path, is_wanted: Callable[[str], object], largest: int, total: int
 ) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of the files in a tar.gz for which `wanted(name)`, in its order, from one pass through it.
+    """(name, bytes) of the files in a tar.gz for which `is_wanted(name)`, in its order, from one pass through it.
 
     Raises UserError where a file wanted has more than `largest` bytes, or the archive unpacks to more than `total`.
     """
     with (
         Descriptor(path, path) as file,
-        open(file.number, "rb", closefd=False) as packed,
-        gzip.GzipFile(fileobj=packed) as stream,
+        open(file.number, "rb", closefd=False) as source,
+        gzip.GzipFile(fileobj=source) as stream,
     ):
-        unpacked = _Forward(stream, path, total)
-        for member in _members(unpacked.read, 0, math.inf, str(path)):  # where the data end shows in reading
-            if wanted(member.name):
+        reader = _Forward(stream, path, total)
+        for member in _members(reader.read, 0, math.inf, str(path)):  # where the data end shows in reading
+            if is_wanted(member.name):
                 if member.size > largest:
                     raise UserError(
                         f"{path}: {shown(member.name)}: {member.size:,} bytes, more than the {largest:,} it may have"
                     )
-                content = unpacked.read(member.offset, member.size)
+                content = reader.read(member.offset, member.size)
                 if len(content) < member.size:
                     raise UserError(f"{path}: {shown(member.name)}: the archive ends inside it; is it incomplete?")
                 yield member.name, content
@@ -173,7 +173,7 @@ class _Forward:
 
 def _members(read, position, end, where, folders=None):
     """Walk over the headers from `position` to `end`; `read(position, count)` gives the bytes."""
-    seen, extended = set(), {}
+    names, fields = set(), {}
     while True:
         header = read(position, BLOCK) if position + BLOCK <= end else b""
         if len(header) < BLOCK:
@@ -190,12 +190,12 @@ def _members(read, position, end, where, folders=None):
                 f"{where}: an extended header of {size:,} bytes, at byte {position:,}; {LARGEST_NAME:,} is the most"
             )
         if kind in b"LKxg":
-            extended |= _extended(kind, read(data, size), where, position)
+            fields |= _extended_fields(kind, read(data, size), where, position)
         else:
-            raw_name = extended.get(b"path", raw_name)
+            raw_name = fields.get(b"path", raw_name)
             name = _name(raw_name, where)
-            size = _extended_size(extended[b"size"], where, name) if b"size" in extended else size
-            extended = {}
+            size = _extended_size(fields[b"size"], where, name) if b"size" in fields else size
+            fields = {}
             if kind == b"5" or kind in b"0\0" and raw_name.endswith(b"/"):
                 size = 0  # a folder; what is written as its size is no data
                 if name and folders is not None:
@@ -207,16 +207,16 @@ def _members(read, position, end, where, folders=None):
             else:
                 if not name:
                     raise UserError(f"{where}: a file without a name, at byte {position:,}")
-                if name in seen:
+                if name in names:
                     raise UserError(f"{where}: {shown(name)}: it is there twice")
                 if data + size > end:
                     raise UserError(
                         f"{where}: {shown(name)}: {size:,} bytes, more than the archive has; is it incomplete?"
                     )
-                seen.add(name)
+                names.add(name)
                 yield Member(name, data, size)
         position = data + -(-size // BLOCK) * BLOCK
-    if extended:
+    if fields:
         raise UserError(f"{where}: it ends with an extended header that belongs to no file")
     # In a gzip file this reads its end as well, where the checksum is.
     rest = read(position, min(end - position, LARGEST_PADDING + 1))
@@ -226,10 +226,10 @@ def _members(read, position, end, where, folders=None):
 
 def _header(header, where, position):
     """(kind, name, size) of a 512-byte header: POSIX ustar, GNU, or the older form without a magic word."""
-    claimed = _number(header[148:156])
-    counted = header[:148] + b" " * 8 + header[156:]  # the checksum takes its own field as spaces
+    checksum = _number(header[148:156])
+    content = header[:148] + b" " * 8 + header[156:]  # the checksum takes its own field as spaces
     # some early programs took bytes as signed
-    if claimed != sum(counted) and claimed != sum(memoryview(counted).cast("b")):
+    if checksum != sum(content) and checksum != sum(memoryview(content).cast("b")):
         raise UserError(f"{where}: no tar header at byte {position:,}; is it damaged?")
     size = _number(header[124:136])
     name, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
@@ -249,11 +249,11 @@ def _number(field):
     return int(digits or b"0", 8) if re.fullmatch(rb"[0-7]*", digits) else None
 
 
-def _extended(kind, content, where, position):
+def _extended_fields(kind, content, where, position):
     """What an extended header says of the file that follows: b"path", b"size"; other keys don't matter here."""
     if kind == b"L":
         return {b"path": content.split(b"\0")[0]}
-    found = {}
+    fields = {}
     start = 0 if kind in b"xg" else len(content)
     while start < len(content):  # records "LENGTH KEY=VALUE\n"; LENGTH counts the whole record
         space = content.find(b" ", start, start + 8)
@@ -265,11 +265,11 @@ def _extended(kind, content, where, position):
         if key.startswith(b"GNU.sparse"):
             raise UserError(f"{where}: a sparse file at byte {position:,}; only files can be used")
         if key in (b"path", b"size"):
-            found[key] = value
+            fields[key] = value
         start += length
-    if kind == b"g" and found:
+    if kind == b"g" and fields:
         raise UserError(f"{where}: a header at byte {position:,} gives one name or size to all files")
-    return found
+    return fields
 
 
 def _extended_size(value, where, name):

@@ -88,29 +88,29 @@ def attribute(operations: Sequence[Operation]) -> Times:
     main = steps[0].thread
     times.whole = sum(operation.end - operation.start for operation in steps)
     times.waited = sum(operation.end - operation.start for operation in steps if operation.name == INPUT)
-    ends, made = _ends_of_products(threads[main]), {}
+    ends, origins = _ends_of_products(threads[main]), {}
     # The thread that trains is the first: what it did forward says where the nodes of the others, one thread a GPU,
     # belong.
     for thread in sorted(threads, key=lambda thread: thread != main):
-        places, last = {}, OTHER
+        places, node_place = {}, OTHER
         for operation in threads[thread]:
-            above = places.get(id(operation.parent)) if operation.parent else None
+            scope = places.get(id(operation.parent)) if operation.parent else None
             if operation.name.startswith(NODE):
-                place = last = _of_node(operation, made, main, last)
-            elif above is not None and above.backward:
+                place = node_place = _place_of_node(operation, origins, main, node_place)
+            elif scope is not None and scope.backward:
                 # Between the nodes that it runs itself, this one sends the other tower's gradient.
-                place = Place("exchange", backward=True) if operation.parent.name == SPLIT_INPUT + "Backward" else above
+                place = Place("exchange", backward=True) if operation.parent.name == SPLIT_INPUT + "Backward" else scope
             elif thread == main:
-                place = _forward(operation, above, ends)
+                place = _forward(operation, scope, ends)
                 if place is not None and operation.sequence >= 0 and not operation.name.startswith(RANGE):
-                    made[thread, operation.sequence] = place  # the last one with this number made the node
+                    origins[thread, operation.sequence] = place  # the last one with this number made the node
             else:
                 place = None
             if place is None:
                 continue
             places[id(operation)] = place
             if thread == main:
-                times.host[_of_range(operation, place)] += operation.own
+                times.host[_host_place(operation, place)] += operation.own
             for index, duration in operation.kernels:
                 times.gpus[index][place] += duration
     return times
@@ -121,16 +121,16 @@ def _nest(operations):
     threads = defaultdict(list)
     for operation in operations:
         threads[operation.thread].append(operation)
-    for each in threads.values():
-        each.sort(key=lambda operation: (operation.start, -operation.end))
-        around = []
-        for operation in each:
-            while around and (operation.start >= around[-1].end or operation.end > around[-1].end):
-                around.pop()
-            if around:
-                operation.parent = around[-1]
-                around[-1].inner += operation.end - operation.start
-            around.append(operation)
+    for timeline in threads.values():
+        timeline.sort(key=lambda operation: (operation.start, -operation.end))
+        stack = []
+        for operation in timeline:
+            while stack and (operation.start >= stack[-1].end or operation.end > stack[-1].end):
+                stack.pop()
+            if stack:
+                operation.parent = stack[-1]
+                stack[-1].inner += operation.end - operation.start
+            stack.append(operation)
     return threads
 
 
@@ -143,15 +143,15 @@ def _ends_of_products(operations):
     }
 
 
-def _forward(operation, above, ends):
-    """The place of an operation on the thread that trains, in a range whose place is `above`; None outside of all
+def _forward(operation, scope, ends):
+    """The place of an operation on the thread that trains, in a range whose place is `scope`; None outside of all
     steps."""
     name = operation.name
     if name == INPUT:
         return Place("input")
     if name == STEP:
         return OTHER
-    if above is None:
+    if scope is None:
         return None
     if name.startswith(LAYER):
         layer, tower = name.removeprefix(LAYER).split()
@@ -164,27 +164,29 @@ def _forward(operation, above, ends):
         return Place("update")
     parent = operation.parent
     if parent.name.startswith(LAYER) and operation.start >= ends.get(id(parent), operation.end):
-        return above._replace(kind="then")
-    return above
+        return scope._replace(kind="then")
+    return scope
 
 
-def _of_range(operation, place):
+def _host_place(operation, place):
     """Where the host's own time in an operation counts: what lies between the parts of a step belongs to none of
     them."""
     return OTHER if operation.name in (FORWARD_BACKWARD, NETWORK, UPDATE) else place
 
 
-def _of_node(operation, made, main, last):
+def _place_of_node(operation, origins, main, node_place):
     """The place of a backward node. One without a number adds up a parameter's gradient, straight after the node that
     made it."""
-    found = made.get((operation.forward_thread or main, operation.sequence)) if operation.sequence >= 0 else last
-    return (found or OTHER)._replace(backward=True)
+    place = (
+        origins.get((operation.forward_thread or main, operation.sequence)) if operation.sequence >= 0 else node_place
+    )
+    return (place or OTHER)._replace(backward=True)
 
 
 def from_torch(events: Iterable[FunctionEvent]) -> list[Operation]:
     """`Operation`s from the events of a torch.profiler.profile, those of the host: each knows the kernels that it
     launched."""
-    found = []
+    operations = []
     for event in events:
         if event.device_type != DeviceType.CPU or event.is_async:
             continue
@@ -192,7 +194,7 @@ def from_torch(events: Iterable[FunctionEvent]) -> list[Operation]:
         kernels = (
             () if event.is_user_annotation else tuple((kernel.device, kernel.duration) for kernel in event.kernels)
         )
-        found.append(
+        operations.append(
             Operation(
                 event.name,
                 event.time_range.start,
@@ -203,4 +205,4 @@ def from_torch(events: Iterable[FunctionEvent]) -> list[Operation]:
                 kernels,
             )
         )
-    return found
+    return operations

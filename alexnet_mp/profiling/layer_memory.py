@@ -56,50 +56,52 @@ def step_bytes(recipe: Recipe, classes: int, batch_size: int) -> StepBytes:
     A tower's workspace is that of its layer which needs most: one layer computes after the other. The sums are what is
     needed if nothing were let go of before the step ends; backward lets go of activations on its way."""
     recipe = replace(recipe, lrn_crosses=False)  # two towers that see each other's maps there are not trained
-    empty = TwoTowerAlexNet(recipe, ("meta",) * recipe.towers, classes)
-    seen = _Storages()
+    network = TwoTowerAlexNet(recipe, ("meta",) * recipe.towers, classes)
+    storages = _Storages()
     with FakeTensorMode():
-        held = {
+        parameters = {
             name: torch.empty_strided(value.shape, value.stride()).requires_grad_()
-            for name, value in empty.named_parameters()
+            for name, value in network.named_parameters()
         }
-        counts = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in empty.named_buffers()}
+        counts = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in network.named_buffers()}
         images = torch.empty(batch_size, 3, recipe.crop_size, recipe.crop_size)
         labels = torch.empty(batch_size, dtype=torch.int64)
-        known = {_key(value) for value in (*held.values(), *counts.values())}
-        hooks = [hook for tower in empty.towers for hook in seen.follow(tower)]
+        base_keys = {_key(value) for value in (*parameters.values(), *counts.values())}
+        hooks = [hook for tower in network.towers for hook in storages.follow(tower)]
         try:
-            with torch.autograd.graph.saved_tensors_hooks(seen.keep, lambda tensor: tensor), seen:
-                logits = functional_call(empty, {**held, **counts}, (images,) * recipe.towers)
+            with torch.autograd.graph.saved_tensors_hooks(storages.keep, lambda tensor: tensor), storages:
+                logits = functional_call(network, {**parameters, **counts}, (images,) * recipe.towers)
                 F.cross_entropy(logits, labels).backward()
         finally:
             for hook in hooks:
                 hook.remove()
-    gradients = {_key(value.grad) for value in held.values() if value.grad is not None}
+    gradient_keys = {_key(value.grad) for value in parameters.values() if value.grad is not None}
     layers, weights = {}, {}
-    for name, value in held.items():
+    for name, value in parameters.items():
         _, tower, layer, _ = name.split(".")
         place = int(tower), layer
         weights[place] = weights.get(place, 0) + value.nbytes
-    workspace = seen.most_beside(known | gradients)
+    workspace = storages.most_beside(base_keys | gradient_keys)
     for place, count in weights.items():
-        kept = sum(size for key, size in seen.kept.get(place, {}).items() if key not in known)
-        layers[place] = Bytes(count, count, count, kept, workspace.get(place, 0))
-    every = {key: size for of_layer in seen.kept.values() for key, size in of_layer.items() if key not in known}
+        activations = sum(size for key, size in storages.kept.get(place, {}).items() if key not in base_keys)
+        layers[place] = Bytes(count, count, count, activations, workspace.get(place, 0))
+    sizes = {
+        key: size for layer_sizes in storages.kept.values() for key, size in layer_sizes.items() if key not in base_keys
+    }
     return StepBytes(
         batch_size,
         layers,
         [_sum(layers, [place for place in layers if place[0] == tower]) for tower in range(recipe.towers)],
-        _sum(layers, list(layers), sum(every.values())),
+        _sum(layers, list(layers), sum(sizes.values())),
     )
 
 
 def _sum(layers, places, activations=None):
     """`Bytes` of several layers; activations: where they are not the sum."""
-    of_places = [layers[place] for place in places]
-    sums = [sum(getattr(each, field) for each in of_places) for field in ("weights", "gradients", "velocity")]
-    activations = sum(each.activations for each in of_places) if activations is None else activations
-    return Bytes(*sums, activations, max(each.workspace for each in of_places))
+    parts = [layers[place] for place in places]
+    sums = [sum(getattr(part, field) for part in parts) for field in ("weights", "gradients", "velocity")]
+    activations = sum(part.activations for part in parts) if activations is None else activations
+    return Bytes(*sums, activations, max(part.workspace for part in parts))
 
 
 def _key(tensor):
@@ -120,15 +122,15 @@ class _Storages(TorchDispatchMode):
     def follow(self, tower):
         """Hooks that take note of the layer that a tower computes, forward and backward."""
 
-        def before(module, inputs):
+        def enter(module, inputs):
             self.place = tower.index, inputs[0]
 
-        def after(module, inputs, output):
+        def leave(module, inputs, output):
             place = tower.index, inputs[0]
             if output.requires_grad:
                 output.register_hook(lambda gradient: setattr(self, "place", place))
 
-        return tower.register_forward_pre_hook(before), tower.register_forward_hook(after)
+        return tower.register_forward_pre_hook(enter), tower.register_forward_hook(leave)
 
     def keep(self, tensor):
         """A saved tensor: kept by the layer of its tower that saves it first."""
@@ -148,27 +150,27 @@ class _Storages(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
         leaves = tree_leaves((arguments, options, result))
-        keys = {self._note(each) for each in leaves if isinstance(each, torch.Tensor)}
+        keys = {self._note(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)}
         if self.place is not None:
             self.events.append((self.place, keys))
         return result
 
-    def most_beside(self, known):
-        """{place: bytes of storages, neither known nor kept, that a layer has at most between two of its operators}. A
-        storage is there from the first operator that has it to the last."""
-        kept = {key for of_layer in self.kept.values() for key in of_layer}
-        first, last = {}, {}
+    def most_beside(self, base_keys):
+        """{place: bytes of storages, neither of `base_keys` nor kept, that a layer has at most between two of its
+        operators}. A storage is there from the first operator that has it to the last."""
+        kept_keys = {key for layer_sizes in self.kept.values() for key in layer_sizes}
+        first_use, last_use = {}, {}
         for number, (_, keys) in enumerate(self.events):
-            for key in keys - known - kept:
-                first.setdefault(key, number)
-                last[key] = number
-        found, now = {}, 0
+            for key in keys - base_keys - kept_keys:
+                first_use.setdefault(key, number)
+                last_use[key] = number
+        peaks, total = {}, 0
         begins, ends = {}, {}
-        for key in first:
-            begins[first[key]] = begins.get(first[key], 0) + self.sizes[key]
-            ends[last[key]] = ends.get(last[key], 0) + self.sizes[key]
+        for key in first_use:
+            begins[first_use[key]] = begins.get(first_use[key], 0) + self.sizes[key]
+            ends[last_use[key]] = ends.get(last_use[key], 0) + self.sizes[key]
         for number, (place, _) in enumerate(self.events):
-            now += begins.get(number, 0)
-            found[place] = max(found.get(place, 0), now)
-            now -= ends.get(number, 0)
-        return found
+            total += begins.get(number, 0)
+            peaks[place] = max(peaks.get(place, 0), total)
+            total -= ends.get(number, 0)
+        return peaks

@@ -36,23 +36,23 @@ def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """
     size, n = copy_bytes(device), PRODUCT[device.type]
     source, target = _buffer(size, device).fill_(1), _buffer(size, device)
-    copying = _best(functools.partial(target.copy_, source), device)
+    copy_seconds = _least_seconds(functools.partial(target.copy_, source), device)
     del source, target
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, generator=generator, device=device).to(dtype) for _ in range(2))
-    multiplying = _best(lambda: linear(a, b), device)
-    return Ceilings(2e-9 * size / copying, 2e-12 * n**3 / multiplying, size, n)
+    product_seconds = _least_seconds(lambda: linear(a, b), device)
+    return Ceilings(2e-9 * size / copy_seconds, 2e-12 * n**3 / product_seconds, size, n)
 
 
 def copy_bytes(device: torch.device) -> int:
     """Bytes of a buffer that no cache of the device holds."""
-    largest = 0
+    largest_cache = 0
     if device.type == "cpu":
         for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
             text = path.read_text(encoding="utf-8").strip()  # "32768K"
             if text.endswith("K") and text[:-1].isdecimal():
-                largest = max(largest, int(text[:-1]) << 10)
-    return min(max(COPY_BYTES, CACHES * largest), LARGEST_COPY)
+                largest_cache = max(largest_cache, int(text[:-1]) << 10)
+    return min(max(COPY_BYTES, CACHES * largest_cache), LARGEST_COPY)
 
 
 def _buffer(size, device):
@@ -62,7 +62,7 @@ def _buffer(size, device):
     return torch.empty(size // 4, device=device)
 
 
-def _best(work, device):
+def _least_seconds(work, device):
     """The least seconds that `work()` takes, of at least three times after one that isn't counted."""
     times, start = [], time.perf_counter()
     with torch.no_grad():

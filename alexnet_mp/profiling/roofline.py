@@ -116,12 +116,12 @@ class MapOp:
         d = 3 + terms if terms else 0  # a^2, its sum, times alpha, plus k
         bias = 0 if self.norm == "spatial" else 2  # the sum with the bias, ReLU
         if step == "fwd":  # d^-3/4 takes two roots and a product; times a
-            compared = self.pool**2 - 1 if self.pool else 0
-            return batch * (self.inputs * (bias + d + (4 if terms else 0)) + self.outputs * compared)
+            comparisons = self.pool**2 - 1 if self.pool else 0
+            return batch * (self.inputs * (bias + d + (4 if terms else 0)) + self.outputs * comparisons)
         # bias, ReLU, d again; d^-3/4, d^-7/4, g d^-3/4, g a d^-7/4 and its sum, times 2 alpha beta a, the difference;
         # ReLU, dbias
-        again = bias + d + 3 + 1 + 1 + 2 + terms + 2 + 1 if terms else 0
-        return batch * (self.inputs * (again + bias) + (self.outputs if self.pool else 0))
+        norm_flops = bias + d + 3 + 1 + 1 + 2 + terms + 2 + 1 if terms else 0
+        return batch * (self.inputs * (norm_flops + bias) + (self.outputs if self.pool else 0))
 
     def saved_bytes(self, batch: int, dtype: DType) -> int:
         """What must be kept from forward to backward: x where it is read again, the bias, the argmax."""
@@ -147,12 +147,12 @@ def map_ops(recipe: Recipe) -> list[MapOp]:
 
 def _map_ops_of(recipe, number, size):
     """Those of the layer of this number, the first being 1."""
-    found, (maps, *sides) = [], size.computed
+    ops, (maps, *sides) = [], size.computed
     for fused in plan(size.layer.then):
-        out = size.output[1:] if "max_pool" in fused or "avg_pool" in fused else sides
+        out_sides = size.output[1:] if "max_pool" in fused or "avg_pool" in fused else sides
         if "lrn" in fused or "max_pool" in fused:
-            first = "lrn" if "lrn" in fused else "spatial" if "spatial_norm" in fused else "max"
-            kind = first + ("pool" if "max_pool" in fused else "")
+            prefix = "lrn" if "lrn" in fused else "spatial" if "spatial_norm" in fused else "max"
+            kind = prefix + ("pool" if "max_pool" in fused else "")
             norm, window = (
                 ("lrn", recipe.lrn_size)
                 if "lrn" in fused
@@ -160,21 +160,21 @@ def _map_ops_of(recipe, number, size):
                 if "spatial_norm" in fused
                 else ("none", 0)
             )
-            found.append(
+            ops.append(
                 MapOp(
                     f"{kind}{number}",
                     fused,
                     maps,
                     *sides,
-                    *out,
+                    *out_sides,
                     norm,
                     window,
                     recipe.pool_size if "max_pool" in fused else 0,
                     recipe.pool_ties,
                 )
             )
-        sides = out
-    return found
+        sides = out_sides
+    return ops
 
 
 def products(recipe: Recipe, classes: int = 1000) -> list[tuple[shapes.Size, int, float, int]]:
@@ -216,7 +216,7 @@ def layer_limits(
     w, limits = WIDTH[dtype], {}
     for number, (size, _, forward, passes) in enumerate(products(recipe, classes), 1):
         values = batch * (_count(size.reads) + _count(size.computed)) + size.parameters
-        one = _limit(values * w, forward * 1e6 * batch, bandwidth, tflops)
+        bound = _limit(values * w, forward * 1e6 * batch, bandwidth, tflops)
         # Forward, ReLU rides on the product; backward it reads dy and y and writes dx.
         relu = (
             _limit(3 * batch * _count(size.computed) * w, 0, bandwidth, tflops)
@@ -227,7 +227,7 @@ def layer_limits(
             sum(_limit(op.bytes(way, batch, dtype), 0, bandwidth, tflops) for op in _map_ops_of(recipe, number, size))
             for way in ("fwd", "bwd")
         )
-        limits[size.layer.name] = {"product": (one, (passes - 1) * one), "relu": (0.0, relu), "maps": maps}
+        limits[size.layer.name] = {"product": (bound, (passes - 1) * bound), "relu": (0.0, relu), "maps": maps}
     return limits
 
 

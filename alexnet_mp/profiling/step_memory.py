@@ -32,47 +32,47 @@ def step_memory(network: TwoTowerAlexNet, batch_size: int) -> list[TowerMemory]:
     one device maps that are joined or padded for both are kept once, and count for the first. Not in it: what a product
     or a convolution needs for itself while it runs, crossings under way, and what the allocator holds back.
     """
-    few, more = (_kept(network, images) for images in COUNTED)
-    result = []
+    first_bytes, second_bytes = (_saved_bytes(network, images) for images in COUNTED)
+    memory = []
     for number, tower in enumerate(network.towers):
         weights = sum(parameter.nbytes for parameter in tower.parameters())
-        an_image = (more[number] - few[number]) / (COUNTED[1] - COUNTED[0])
-        activations = few[number] + round(an_image * (batch_size - COUNTED[0]))
-        result.append(TowerMemory(weights, weights, weights, activations))
-    return result
+        bytes_per_image = (second_bytes[number] - first_bytes[number]) / (COUNTED[1] - COUNTED[0])
+        activations = first_bytes[number] + round(bytes_per_image * (batch_size - COUNTED[0]))
+        memory.append(TowerMemory(weights, weights, weights, activations))
+    return memory
 
 
-def _kept(network, images):
+def _saved_bytes(network, images):
     """Bytes that a forward pass of so many images keeps for backward, [a tower]."""
     towers, size = network.towers, network.recipe.crop_size
     devices, was_training, step = network.exchange.devices, network.training, network.step
-    known = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    requires = [parameter.requires_grad for parameter in network.parameters()]
-    made = {device: torch.zeros(images, 3, size, size, device=device) for device in dict.fromkeys(devices)}
-    seen, bytes_, current = {}, [0] * len(towers), [0]
+    parameter_pointers = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    flags = [parameter.requires_grad for parameter in network.parameters()]
+    pictures = {device: torch.zeros(images, 3, size, size, device=device) for device in dict.fromkeys(devices)}
+    saved_tensors, bytes_, cursor = {}, [0] * len(towers), [0]
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known and storage.data_ptr() not in seen:
-            place = current[0] if len(made) == 1 else devices.index(tensor.device)
+        if storage.data_ptr() not in parameter_pointers and storage.data_ptr() not in saved_tensors:
+            place = cursor[0] if len(pictures) == 1 else devices.index(tensor.device)
             bytes_[place] += storage.nbytes()
-            seen[storage.data_ptr()] = tensor  # alive, so that no other storage comes to be there
+            saved_tensors[storage.data_ptr()] = tensor  # alive, so that no other storage comes to be there
         return tensor
 
     hooks = [
-        tower.register_forward_pre_hook(lambda module, inputs, number=number: current.__setitem__(0, number))
+        tower.register_forward_pre_hook(lambda module, inputs, number=number: cursor.__setitem__(0, number))
         for number, tower in enumerate(towers)
     ]
     try:
         network.train().requires_grad_(True)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            logits = network(*[made[device] for device in devices])
+            logits = network(*[pictures[device] for device in devices])
             F.cross_entropy(logits, torch.zeros(images, dtype=torch.int64, device=logits.device))
     finally:
         for hook in hooks:
             hook.remove()
-        for parameter, required in zip(network.parameters(), requires):
-            parameter.requires_grad_(required)
+        for parameter, flag in zip(network.parameters(), flags):
+            parameter.requires_grad_(flag)
         network.train(was_training)
         network.step = step
     return bytes_

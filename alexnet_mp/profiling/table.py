@@ -41,28 +41,28 @@ def table(
     they could not be measured. The rows add up to the whole step. Of a GPU they are times of kernels: "other" is then
     what it idled, and below 0 where kernels of several streams ran at once. On a CPU "other" has all that the host did
     for towers that are elsewhere, too."""
-    spent, whole = _spent(times, device, towers, steps), 1e-3 * times.whole / steps
+    spans, total = _spans(times, device, towers, steps), 1e-3 * times.whole / steps
     limits = _limits(recipe, towers, images, dtype, ceilings, classes) if ceilings else {}
     rows = []
     for layer in recipe.layers:
         for kind, name in (("product", layer.name), ("then", f"{layer.name} {'+'.join(layer.then) or 'rest'}")):
-            if (layer.name, kind) in spent or (
+            if (layer.name, kind) in spans or (
                 (kind == "product" or layer.then) and (0 in towers or layer.towers == "each")
             ):
-                rows.append(_row(name, spent[layer.name, kind], limits.get((layer.name, kind)), whole))
-    rows += [_row(PARTS[part], spent[part, ""], None, whole) for part in TWO_PASSES]
+                rows.append(_row(name, spans[layer.name, kind], limits.get((layer.name, kind)), total))
+    rows += [_row(PARTS[part], spans[part, ""], None, total) for part in TWO_PASSES]
     rows += [
-        _row(PARTS[part], spent[part, ""], limits.get((part, "")), whole) | NO_PASS for part in ("update", "input")
+        _row(PARTS[part], spans[part, ""], limits.get((part, "")), total) | NO_PASS for part in ("update", "input")
     ]
-    rows.append(_row(PARTS["other"], [whole - sum(row["ms"] for row in rows), 0.0], None, whole) | NO_PASS)
-    known = [row["roofline_ms"] for row in rows if row["roofline_ms"] is not None]
+    rows.append(_row(PARTS["other"], [total - sum(row["ms"] for row in rows), 0.0], None, total) | NO_PASS)
+    roofs = [row["roofline_ms"] for row in rows if row["roofline_ms"] is not None]
     passes = {name: sum(row[name] or 0.0 for row in rows) for name in NO_PASS}
-    return [*rows, _row("the whole step", [whole, 0.0], (1e-3 * sum(known), 0.0) if known else None, whole) | passes]
+    return [*rows, _row("the whole step", [total, 0.0], (1e-3 * sum(roofs), 0.0) if roofs else None, total) | passes]
 
 
 def lines(rows: Iterable[dict]) -> list[str]:
     """The table as it is printed, a string a row."""
-    found = [
+    texts = [
         "".join(
             name.ljust(width) if not number else name.rjust(width)
             for number, (name, width) in enumerate(zip(HEAD, WIDTHS))
@@ -77,38 +77,38 @@ def lines(rows: Iterable[dict]) -> list[str]:
             _number(row["roofline_ms"], ".3f"),
             _number(row["percent_of_roofline"], ".0f"),
         ]
-        found.append(row["row"].ljust(WIDTHS[0]) + "".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS[1:])))
-    return found
+        texts.append(row["row"].ljust(WIDTHS[0]) + "".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS[1:])))
+    return texts
 
 
-def _spent(times, device, towers, steps):
+def _spans(times, device, towers, steps):
     """{(part, kind): [forward, backward]} in ms a step on this device."""
     on_cpu = device.type == "cpu"
-    spent, letters = defaultdict(lambda: [0.0, 0.0]), {"ab"[tower] for tower in towers}
+    spans, letters = defaultdict(lambda: [0.0, 0.0]), {"ab"[tower] for tower in towers}
     for place, microseconds in (times.host if on_cpu else times.gpus.get(device.index, {})).items():
         if not on_cpu or not place.tower or place.tower in letters:
-            spent[place.part, place.kind][place.backward] += 1e-3 * microseconds / steps
-    return spent
+            spans[place.part, place.kind][place.backward] += 1e-3 * microseconds / steps
+    return spans
 
 
 def _limits(recipe, towers, images, dtype, ceilings, classes):
     """{(part, kind): (forward, backward)} in seconds, of all towers on the device together."""
     layers = layer_limits(recipe, images, dtype, ceilings.bandwidth, ceilings.tflops, classes)
-    found = {}
+    limits = {}
     for size in shapes.sizes(recipe, classes):
         count = sum(tower == 0 or size.layer.towers == "each" for tower in towers)
         parts = layers[size.layer.name]
-        found[size.layer.name, "product"] = tuple(count * limit for limit in parts["product"])
-        found[size.layer.name, "then"] = tuple(
+        limits[size.layer.name, "product"] = tuple(count * limit for limit in parts["product"])
+        limits[size.layer.name, "then"] = tuple(
             count * (relu + maps) for relu, maps in zip(parts["relu"], parts["maps"])
         )
     parameters = sum(shapes.parameter_counts(recipe, classes)[tower] for tower in towers)
-    found["update", ""] = (SGD_BYTES * parameters / (1e9 * ceilings.bandwidth), 0.0)
-    return {key: limit for key, limit in found.items() if any(limit)}
+    limits["update", ""] = (SGD_BYTES * parameters / (1e9 * ceilings.bandwidth), 0.0)
+    return {key: limit for key, limit in limits.items() if any(limit)}
 
 
-def _row(name, spent, limit, whole):
-    forward, backward = spent
+def _row(name, span, limit, total):
+    forward, backward = span
     ms = forward + backward
     # A layer that is frozen has no backward pass, and nothing is asked of it.
     roof = None if limit is None else 1e3 * (limit[0] + (limit[1] if backward > 0 else 0.0))
@@ -117,7 +117,7 @@ def _row(name, spent, limit, whole):
         "forward_ms": forward,
         "backward_ms": backward,
         "ms": ms,
-        "share": 100 * ms / whole if whole else 0.0,
+        "share": 100 * ms / total if total else 0.0,
         "roofline_ms": roof,
         "percent_of_roofline": 100 * roof / ms if roof is not None and ms > 0 else None,
     }

@@ -33,15 +33,15 @@ def non_overlapping(recipe: Recipe) -> Recipe:
 
     conv2 and conv5 have the largest pad, at most their own, with which their pooled maps are as large as before: in the
     paper's network 1 instead of 2 and 0 instead of 1, those of 147. Where no pad gives that size, their own stays."""
-    before = {size.layer.name: size.output for size in sizes(recipe)}
+    layer_outputs = {size.layer.name: size.output for size in sizes(recipe)}
     recipe = replace(recipe, pool_size=2, pool_stride=2)
     for name in ("conv2", "conv5"):
-        padded = (change_layers(recipe, name, pad=pad) for pad in range(_layer(recipe, name).pad, -1, -1))
+        candidates = (change_layers(recipe, name, pad=pad) for pad in range(_layer(recipe, name).pad, -1, -1))
         recipe = next(
             (
-                found
-                for found in padded
-                if {size.layer.name: size.output for size in sizes(found)}[name] == before[name]
+                candidate
+                for candidate in candidates
+                if {size.layer.name: size.output for size in sizes(candidate)}[name] == layer_outputs[name]
             ),
             recipe,
         )
@@ -61,16 +61,16 @@ def without_layer(recipe: Recipe, name: str) -> Recipe:
             f"without_layer: {name} is none of conv2 to conv5, or not in the recipe, which has {', '.join(names)}"
         )
     index = names.index(name)
-    before, removed, behind = recipe.layers[index - 1 : index + 2]
-    before = replace(before, then=before.then + tuple(operation for operation in removed.then if operation in POOLS))
-    behind = replace(behind, reads="both" if removed.reads == "both" else behind.reads)
+    source, middle, reader = recipe.layers[index - 1 : index + 2]
+    source = replace(source, then=source.then + tuple(operation for operation in middle.then if operation in POOLS))
+    reader = replace(reader, reads="both" if middle.reads == "both" else reader.reads)
     dates = tuple(
         replace(date, layers=tuple(layer for layer in date.layers if layer != name))
         for date in recipe.dates
         if date.layers != (name,)
     )
     return replace(
-        recipe, layers=recipe.layers[: index - 1] + (before, behind) + recipe.layers[index + 2 :], dates=dates
+        recipe, layers=recipe.layers[: index - 1] + (source, reader) + recipe.layers[index + 2 :], dates=dates
     )
 
 
@@ -95,7 +95,7 @@ def bottleneck(recipe: Recipe) -> Recipe:
     classes; here fc8 is on tower a. Its weights begin at N(0, 0.01) as those of the other fully connected layers, its
     biases at 0 (`layers-146-2011.cfg:344-390`)."""
     bottleneck1 = Layer("bottleneck1", "fc", _layer(recipe, "fc7").maps // 2, "both", ())
-    return _deviating(_insert(recipe, "fc8", bottleneck1), 0.01, "bottleneck1")
+    return _with_std(_insert(recipe, "fc8", bottleneck1), 0.01, "bottleneck1")
 
 
 def one_gpu(recipe: Recipe) -> Recipe:
@@ -133,12 +133,12 @@ def one_tower(recipe: Recipe) -> Recipe:
 
 def tanh(recipe: Recipe) -> Recipe:
     """tanh in place of ReLU everywhere (3.1)."""
-    return _nonlinear(recipe, "tanh")
+    return _replace_relu(recipe, "tanh")
 
 
 def sigmoid(recipe: Recipe) -> Recipe:
     """The logistic function in place of ReLU everywhere (3.1)."""
-    return _nonlinear(recipe, "sigmoid")
+    return _replace_relu(recipe, "sigmoid")
 
 
 def half_as_wide(recipe: Recipe) -> Recipe:
@@ -153,12 +153,12 @@ def twice_as_wide(recipe: Recipe) -> Recipe:
 
 def _times_as_wide(recipe, numerator, denominator):
     """Initial deviations as elsewhere: times the root of the fan-in before over that after, to three digits."""
-    before = _fan_ins(recipe)
+    old_fan_ins = _fan_ins(recipe)
     for layer in recipe.layers[:-1]:
         recipe = change_layers(recipe, layer.name, maps=max(1, layer.maps * numerator // denominator))
-    after = _fan_ins(recipe)
+    new_fan_ins = _fan_ins(recipe)
     for layer in recipe.layers:
-        std = layer.init_std * math.sqrt(before[layer.name] / after[layer.name])
+        std = layer.init_std * math.sqrt(old_fan_ins[layer.name] / new_fan_ins[layer.name])
         recipe = change_layers(recipe, layer.name, init_std=float(f"{std:.3g}"))
     return recipe
 
@@ -177,15 +177,15 @@ def source_order(recipe: Recipe) -> Recipe:
 
 
 def literal_init(recipe: Recipe) -> Recipe:
-    """A deviation of 0.01 in every layer (section 5), in a narrower network as much more as `_deviating` says."""
-    return _deviating(recipe, 0.01, *(layer.name for layer in recipe.layers))
+    """A deviation of 0.01 in every layer (section 5), in a narrower network as much more as `_with_std` says."""
+    return _with_std(recipe, 0.01, *(layer.name for layer in recipe.layers))
 
 
 def source_init(recipe: Recipe) -> Recipe:
-    """0.01, and 0.03 in the third and later convolutions (145), in a narrower network as much more as `_deviating`
+    """0.01, and 0.03 in the third and later convolutions (145), in a narrower network as much more as `_with_std`
     says."""
-    deep = [layer.name for layer in recipe.layers if layer.kind == "conv"][2:]
-    return _deviating(literal_init(recipe), 0.03, *deep)
+    deep_layers = [layer.name for layer in recipe.layers if layer.kind == "conv"][2:]
+    return _with_std(literal_init(recipe), 0.03, *deep_layers)
 
 
 def zero_biases(recipe: Recipe) -> Recipe:
@@ -193,7 +193,7 @@ def zero_biases(recipe: Recipe) -> Recipe:
     return change_layers(recipe, *(layer.name for layer in recipe.layers), init_bias=0.0)
 
 
-def _deviating(recipe, std, *names):
+def _with_std(recipe, std, *names):
     """The named layers with the deviation `std` of the paper's network, times the root of its fan-in over this
     recipe's.
 
@@ -208,12 +208,12 @@ def _deviating(recipe, std, *names):
 
 def _fan_in_factor(recipe, name):
     """The root of a layer's fan-in in the paper's network over that in this one. Raises UserError."""
-    theirs, counterpart = _fan_ins(paper()), COUNTERPARTS.get(name, name)
-    if counterpart not in theirs:
+    fan_ins, counterpart = _fan_ins(paper()), COUNTERPARTS.get(name, name)
+    if counterpart not in fan_ins:
         raise UserError(
-            f"no initial deviation of {name} is known: the paper's network has no such layer, only {', '.join(theirs)}"
+            f"no initial deviation of {name} is known: the paper's network has no such layer, only {', '.join(fan_ins)}"
         )
-    return math.sqrt(theirs[counterpart] / _fan_ins(recipe)[name])
+    return math.sqrt(fan_ins[counterpart] / _fan_ins(recipe)[name])
 
 
 def _fan_ins(recipe):
@@ -283,13 +283,13 @@ def dated_drops(recipe: Recipe) -> Recipe:
     Like a plateau schedule but for the dates. The dates of `source2012` differ in more: biases that fall once,
     conv1's own dates, and colour noise that ends."""
     dates = tuple(Date(epoch, weights=factor, biases=factor) for epoch, factor in ((24, 0.1), (52, 0.01), (79, 0.001)))
-    return replace(recipe, schedule="dated", dates=_scaled(dates, 93, recipe.epochs))
+    return replace(recipe, schedule="dated", dates=_rescale_dates(dates, 93, recipe.epochs))
 
 
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
     """The recipe's own schedule in fewer (or more) epochs: each date comes at the same share of them, a plateau as
     before."""
-    return replace(recipe, epochs=epochs, dates=_scaled(recipe.dates, recipe.epochs, epochs))
+    return replace(recipe, epochs=epochs, dates=_rescale_dates(recipe.dates, recipe.epochs, epochs))
 
 
 def twice_as_long(recipe: Recipe) -> Recipe:
@@ -305,43 +305,41 @@ def fine_tuned(recipe: Recipe, epochs: int = 54) -> Recipe:
     after 300 batch files, a quarter of an epoch). Biases keep the whole rate to the end, 0.02 in the source (conv6's
     0.022 there looks like a typo), but for conv1's, which stop with its weights as in 145-2010. Noted epochs are the
     last before a change, as those of `architectures.dates_of_145`."""
-    first, *others, last = (layer.name for layer in recipe.layers)
-    recipe = change_layers(change_layers(recipe, first, rate=0.01), *others, rate=0.1)
+    first_layer, *hidden_layers, last_layer = (layer.name for layer in recipe.layers)
+    recipe = change_layers(change_layers(recipe, first_layer, rate=0.01), *hidden_layers, rate=0.1)
     dates = (
-        Date(6, (first,), weights=0.1),
-        Date(8, (first,), weights=0.0, biases=0.0),
-        Date(10, (last,), weights=0.1),
-        Date(23, tuple(others), weights=0.1),
-        Date(23, (last,), weights=0.01),
+        Date(6, (first_layer,), weights=0.1),
+        Date(8, (first_layer,), weights=0.0, biases=0.0),
+        Date(10, (last_layer,), weights=0.1),
+        Date(23, tuple(hidden_layers), weights=0.1),
+        Date(23, (last_layer,), weights=0.01),
         Date(39, colour_noise=0.0),
-        Date(43, tuple(others), weights=0.01),
-        Date(43, (last,), weights=0.001),
+        Date(43, tuple(hidden_layers), weights=0.01),
+        Date(43, (last_layer,), weights=0.001),
     )
-    return replace(recipe, schedule="dated", epochs=epochs, dates=_scaled(dates, 54, epochs))
+    return replace(recipe, schedule="dated", epochs=epochs, dates=_rescale_dates(dates, 54, epochs))
 
 
-def _scaled(dates, epochs, new):
-    """Dates of a run of `epochs` epochs in one of `new`: not before the same share is over; never in a run too short
-    for it."""
-    return tuple(replace(date, epoch=1 - (1 - date.epoch) * new // epochs) for date in dates)
+def _rescale_dates(dates, epochs, new_epochs):
+    """Dates of a run of `epochs` epochs in one of `new_epochs`: not before the same share is over; never in a run too
+    short for it."""
+    return tuple(replace(date, epoch=1 - (1 - date.epoch) * new_epochs // epochs) for date in dates)
 
 
-def _nonlinear(recipe, operation):
-    return _change_epilogues(
-        recipe, lambda epilogue: tuple(operation if other == "relu" else other for other in epilogue)
-    )
+def _replace_relu(recipe, operation):
+    return _change_epilogues(recipe, lambda epilogue: tuple(operation if name == "relu" else name for name in epilogue))
 
 
 def _change_epilogues(recipe, change):
     return replace(recipe, layers=tuple(replace(layer, then=change(layer.then)) for layer in recipe.layers))
 
 
-def _insert(recipe, before, layer):
+def _insert(recipe, follower, layer):
     """The recipe with one more layer; dates that change the layer it is put before change it too."""
-    index = recipe.layers.index(_layer(recipe, before))
+    index = recipe.layers.index(_layer(recipe, follower))
 
     def with_it(names):
-        return sum(((layer.name, name) if name == before else (name,) for name in names), ())
+        return sum(((layer.name, name) if name == follower else (name,) for name in names), ())
 
     dates = tuple(replace(date, layers=with_it(date.layers)) for date in recipe.dates)
     return replace(recipe, layers=recipe.layers[:index] + (layer,) + recipe.layers[index:], dates=dates)

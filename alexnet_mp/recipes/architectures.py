@@ -13,18 +13,18 @@ def paper() -> Recipe:
     Command: `python -m alexnet_mp.train --gpus 0,1 --data DIR --recipe paper`. Cost in 2012: five to six days on two
     GTX 580."""
     # 3.5: "the response-normalized and pooled output of the first convolutional layer"
-    first = ("relu", "lrn", "max_pool")
-    hidden = ("relu", "dropout")
+    conv_epilogue = ("relu", "lrn", "max_pool")
+    fc_epilogue = ("relu", "dropout")
     return Recipe(
         "paper",
         layers=(
-            Layer("conv1", "conv", 48, "image", first, kernel=11, stride=4),
-            Layer("conv2", "conv", 128, "own", first, kernel=5, pad=2, init_bias=1.0),
+            Layer("conv1", "conv", 48, "image", conv_epilogue, kernel=11, stride=4),
+            Layer("conv2", "conv", 128, "own", conv_epilogue, kernel=5, pad=2, init_bias=1.0),
             Layer("conv3", "conv", 192, "both", ("relu",), kernel=3, pad=1),
             Layer("conv4", "conv", 192, "own", ("relu",), kernel=3, pad=1, init_bias=1.0),
             Layer("conv5", "conv", 128, "own", ("relu", "max_pool"), kernel=3, pad=1, init_bias=1.0),
-            Layer("fc6", "fc", 2048, "both", hidden, init_bias=1.0),
-            Layer("fc7", "fc", 2048, "both", hidden, init_bias=1.0),
+            Layer("fc6", "fc", 2048, "both", fc_epilogue, init_bias=1.0),
+            Layer("fc7", "fc", 2048, "both", fc_epilogue, init_bias=1.0),
             Layer("fc8", "fc", None, "both", (), towers="first"),
         ),
     )
@@ -65,14 +65,14 @@ def dates_of_145(names: Sequence[str]) -> tuple[Date, ...]:
     script for net 120 (run4.sh:3-8) gives such numbers to --epochs, and the loop runs while epoch <= num_epochs
     (cuda-convnet, gpumodel.py:136). So a change comes with the epoch behind.
     """
-    first, *others = names
+    first_layer, *later_layers = names
     # Biases end at 0.002; in the script for net 120 they fall with the first drop.
     return (
         Date(24, weights=0.1, biases=0.1),
         Date(52, weights=0.01),
-        Date(69, layers=(first,), weights=0.001, colour_noise=0.0),
-        Date(73, layers=(first,), weights=0.0, biases=0.0),
-        Date(79, layers=tuple(others), weights=0.001),
+        Date(69, layers=(first_layer,), weights=0.001, colour_noise=0.0),
+        Date(73, layers=(first_layer,), weights=0.0, biases=0.0),
+        Date(79, layers=tuple(later_layers), weights=0.001),
     )
 
 
@@ -85,7 +85,7 @@ def mini() -> Recipe:
 
     Command: `make train`.
     """
-    narrow = {  # maps or units of one tower, and the initial deviation
+    widths = {  # maps or units of one tower, and the initial deviation
         "conv1": (24, 0.01),
         "conv2": (64, 0.014),
         "conv3": (96, 0.014),
@@ -96,7 +96,7 @@ def mini() -> Recipe:
         "fc8": (None, 0.028),
     }
     recipe = paper()
-    for name, (maps, std) in narrow.items():
+    for name, (maps, std) in widths.items():
         recipe = change_layers(recipe, name, maps=maps, init_std=std)
     return replace(
         recipe,

@@ -38,9 +38,9 @@ def caffenet() -> Recipe:
 def _caffe(bias):
     recipe = change_layers(paper(), "conv2", "conv4", "conv5", "fc6", "fc7", init_bias=bias)
     recipe = change_layers(recipe, "fc6", init_std=0.005)
-    twice = dict(rate=4.0, weight_decay=0.0005 / 4)
-    recipe = change_layers(recipe, "fc7", init_std=2 * 0.005, **twice)
-    recipe = change_layers(recipe, "fc8", init_std=2 * 0.01, **twice)
+    changes = dict(rate=4.0, weight_decay=0.0005 / 4)
+    recipe = change_layers(recipe, "fc7", init_std=2 * 0.005, **changes)
+    recipe = change_layers(recipe, "fc8", init_std=2 * 0.01, **changes)
     return replace(
         recipe,
         crop_size=227,

@@ -18,7 +18,7 @@ def owt2014() -> Recipe:
 
     Command: `torchrun --nproc-per-node 4 -m alexnet_mp.train --recipe owt2014 --gpus 0,1,2,3 --data DIR`; one process
     takes the same steps."""
-    hidden = ("relu", "dropout")
+    fc_epilogue = ("relu", "dropout")
     return Recipe(
         "owt2014",
         layers=(
@@ -29,8 +29,8 @@ def owt2014() -> Recipe:
             Layer("conv4", "conv", 256, "own", ("relu",), kernel=3, pad=1, init_std=0.03, init_bias=1.0),
             Layer("conv5", "conv", 256, "own", ("max_pool", "relu"), kernel=3, pad=1, init_std=0.03, init_bias=1.0),
             # A quarter of the convolutions' rate, 0.01: that of 128 images (cc2, page on parallelism).
-            Layer("fc6", "fc", 4096, "own", hidden, init_bias=1.0, rate=0.25),
-            Layer("fc7", "fc", 4096, "own", hidden, init_bias=1.0, rate=0.25),
+            Layer("fc6", "fc", 4096, "own", fc_epilogue, init_bias=1.0, rate=0.25),
+            Layer("fc7", "fc", 4096, "own", fc_epilogue, init_bias=1.0, rate=0.25),
             Layer("fc8", "fc", None, "own", (), init_bias=-7.0, rate=0.25),
         ),
         towers=1,

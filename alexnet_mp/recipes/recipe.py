@@ -139,9 +139,9 @@ class Recipe:
 
 def change_layers(recipe: Recipe, *names: str, **changes: object) -> Recipe:
     """The recipe with the named layers changed in the named fields."""
-    unknown = set(names) - {layer.name for layer in recipe.layers}
-    if unknown:
-        raise UserError(f"the recipe has no layer {', '.join(sorted(unknown))}")
+    unknown_names = set(names) - {layer.name for layer in recipe.layers}
+    if unknown_names:
+        raise UserError(f"the recipe has no layer {', '.join(sorted(unknown_names))}")
     return replace(
         recipe, layers=tuple(replace(layer, **changes) if layer.name in names else layer for layer in recipe.layers)
     )
@@ -170,8 +170,8 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
                     f"{', '.join(entry['name'] for entry in fields['layers'])}"
                 )
         if field not in owner:
-            close = difflib.get_close_matches(field, owner, n=1)
-            raise UserError(f"--set {path}: no such recipe field{f'; did you mean {close[0]}?' if close else ''}")
+            matches = difflib.get_close_matches(field, owner, n=1)
+            raise UserError(f"--set {path}: no such recipe field{f'; did you mean {matches[0]}?' if matches else ''}")
         try:
             value = json.loads(text)
         except ValueError:  # also an integer of thousands of digits
@@ -192,8 +192,8 @@ def to_dict(recipe: Recipe, defaults: bool = True) -> dict:
 
 def every_field(recipe: Recipe) -> dict:
     """`to_dict`, and with it the fields that are not stored where they say nothing new."""
-    stored = to_dict(recipe)
-    return stored | {name: getattr(recipe, name) for name in recipe.__dataclass_fields__ if name not in stored}
+    values = to_dict(recipe)
+    return values | {name: getattr(recipe, name) for name in recipe.__dataclass_fields__ if name not in values}
 
 
 def describe(recipe: Recipe, width: int = 100) -> str:
@@ -251,8 +251,8 @@ def upgraded(fields: object) -> object:
 
     Anything else comes back as it is, for `from_dict` to refuse.
     """
-    before = isinstance(fields, dict) and "batch_file_size" not in fields
-    return {**fields, "batch_file_size": None} if before else fields
+    lacks_field = isinstance(fields, dict) and "batch_file_size" not in fields
+    return {**fields, "batch_file_size": None} if lacks_field else fields
 
 
 def from_dict(fields: object) -> Recipe:
@@ -346,11 +346,11 @@ def _check_layers(recipe):
             "then",
             "a fully connected layer has no maps to normalise or pool",
         )
-        for field, least in (("kernel", 1), ("stride", 1), ("pad", 0)):
+        for field, default in (("kernel", 1), ("stride", 1), ("pad", 0)):
             need(
-                layer.kind != "fc" or getattr(layer, field) == least,
+                layer.kind != "fc" or getattr(layer, field) == default,
                 field,
-                f"a fully connected layer has none, leave it at {least}",
+                f"a fully connected layer has none, leave it at {default}",
             )
         need(
             recipe.towers == 1 or not last or layer.towers == "first",

@@ -106,7 +106,7 @@ def pooled_size(size: int, window: int, stride: int) -> int:
 
 def sizes(recipe: Architecture, classes: int = 1000) -> list[Size]:
     """A `Size` for every layer of the recipe, in order. Raises UserError where a window doesn't fit its input."""
-    result, (channels, height, width) = [], (3, recipe.crop_size, recipe.crop_size)
+    layer_sizes, (channels, height, width) = [], (3, recipe.crop_size, recipe.crop_size)
     for layer in recipe.layers:
         reads = (channels * recipe.towers if layer.reads == "both" else channels, height, width)
         maps = classes if layer.maps is None else layer.maps
@@ -119,7 +119,7 @@ def sizes(recipe: Architecture, classes: int = 1000) -> list[Size]:
                     "a larger crop_size or a smaller kernel would fit"
                 )
             height = width = conv_size(height, layer.kernel, layer.stride, layer.pad)
-        computed = (maps, height, width)
+        product_shape = (maps, height, width)
         for operation in layer.then:
             if operation in ("max_pool", "avg_pool"):
                 if recipe.pool_size > height:
@@ -128,9 +128,9 @@ def sizes(recipe: Architecture, classes: int = 1000) -> list[Size]:
                         "a larger crop_size would fit"
                     )
                 height = width = pooled_size(height, recipe.pool_size, recipe.pool_stride)
-        result.append(Size(layer, reads, computed, (maps, height, width)))
+        layer_sizes.append(Size(layer, reads, product_shape, (maps, height, width)))
         channels = maps
-    return result
+    return layer_sizes
 
 
 def parameter_counts(recipe: Architecture, classes: int = 1000) -> tuple[int, ...]:
@@ -147,8 +147,8 @@ def merged_shapes(recipe: Architecture, classes: int) -> dict[str, tuple[int, ..
     shapes = {}
     for size in sizes(recipe, classes):
         towers = 1 if size.layer.towers == "first" else recipe.towers
-        for what, (maps, *others) in (("weight", size.weight_shape), ("bias", size.bias_shape)):
-            shapes[f"{size.layer.name}.{what}"] = (maps * towers, *others)
+        for what, (maps, *dims) in (("weight", size.weight_shape), ("bias", size.bias_shape)):
+            shapes[f"{size.layer.name}.{what}"] = (maps * towers, *dims)
     return shapes
 
 
@@ -159,15 +159,15 @@ def crossings(
 
     A layer that reads both towers needs the other tower's maps on each tower that has the layer; backward the gradients
     return."""
-    rows, before = [], None
+    rows, source = [], None
     for size in sizes(recipe, classes):
         if size.layer.reads == "both" and recipe.towers == 2:
-            channels, height, width = before.output
+            channels, height, width = source.output
             count = batch_size * channels * height * width * bytes_per_value
             rows += [
                 (size.layer.name, direction, "forward", count)
                 for direction in (("b->a",) if size.layer.towers == "first" else ("b->a", "a->b"))
             ]
-        before = size
+        source = size
     back = {"a->b": "b->a", "b->a": "a->b"}
     return rows + [(edge, back[direction], "backward", count) for edge, direction, _, count in reversed(rows)]

@@ -29,41 +29,41 @@ NEAREST = "figure4right", "The training pictures nearest to a picture (figure 4,
 
 
 def figure_4_left(
-    out: Path, found: Guesses, numbers: np.ndarray, split: Split, name: str, names: Sequence[str]
+    out: Path, guesses: Guesses, numbers: np.ndarray, split: Split, name: str, names: Sequence[str]
 ) -> page.Part:
-    """The `Part` with examples. found: of the pictures `numbers` of `split`, whose name that is; names: of
-    the classes."""
-    seen = "from which the network learned" if name == "train" else "that the network has not learned from"
-    of = (
-        f"{len(found):,} pictures"
-        if len(found) == len(split)
-        else f"{len(found):,} pictures, spread over the {len(split):,},"
+    """The `Part` with examples. guesses: of the pictures `numbers` of `split`, whose name that is; names: of the
+    classes."""
+    origin = "from which the network learned" if name == "train" else "that the network has not learned from"
+    sample = (
+        f"{len(guesses):,} pictures"
+        if len(guesses) == len(split)
+        else f"{len(guesses):,} pictures, spread over the {len(split):,},"
     )
-    views = "all views averaged" if found.places.shape[1] > 1 else "from the centre view"
+    views = "all views averaged" if guesses.places.shape[1] > 1 else "from the centre view"
     pieces = [
         page.text(
-            f"Some of {of} {seen}, with its {found.top.shape[1]} most probable classes, {views}. Above a "
+            f"Some of {sample} {origin}, with its {guesses.top.shape[1]} most probable classes, {views}. Above a "
             "picture stands its true class, whose bar is hatched."
         ),
         page.why(
             "These are chosen, sort by sort. The program of 2012 drew eight pictures at random and asked "
             "for the centre view alone; how the paper's eight were chosen is not said."
         ),
-        *([page.why(nameless)] if (nameless := hint(names)) else []),
+        *([page.why(note)] if (note := hint(names)) else []),
     ]
-    for heading, why, chosen in examples(found):
+    for heading, why, indices in examples(guesses):
         entries = []
-        for index in chosen:
-            label = found.labels[index]
+        for index in indices:
+            label = guesses.labels[index]
             bars = [
                 (names[guess], probability, guess == label)
-                for guess, probability in zip(found.top[index], found.probabilities[index])
+                for guess, probability in zip(guesses.top[index], guesses.probabilities[index])
             ]
             title = "not known" if label < 0 else names[label]
             path = out / f"figure4_{numbers[index]:06}.png"
             write_figure(draw_example(split.read(int(numbers[index])), title, bars), path, density=1)
-            said = ", ".join(f"{guess} {percent(probability)}" for guess, probability, _ in bars)
-            entries.append((path, f"A picture, true class {title}; the network says {said}"))
+            answers = ", ".join(f"{guess} {percent(probability)}" for guess, probability, _ in bars)
+            entries.append((path, f"A picture, true class {title}; the network says {answers}"))
         pieces += [page.heading(heading), page.why(why), *([page.images(entries)] if entries else [])]
     return page.Part(*ANSWERS, pieces)
 
@@ -84,17 +84,17 @@ def figure_4_right(out: Path, index: Index, dataset: DataSet, words: Sequence[st
             "colour and shape only."
         )
     ]
-    right, shown, chosen = Counter(), Counter(), one_of_each_class(queries.labels)
-    for number in chosen:
-        rows, same, there = nearest_pictures(queries, number, searches, dataset, names)
-        shown.update(there)
-        right.update(same)
+    successes, totals, numbers = Counter(), Counter(), one_of_each_class(queries.labels)
+    for number in numbers:
+        rows, matches, sizes = nearest_pictures(queries, number, searches, dataset, names)
+        totals.update(sizes)
+        successes.update(matches)
         path = out / f"neighbours_{number:06}.png"
         durable_files.replace(path, png(contact_sheet(rows)))
-        counts = ", ".join(f"{count} by {what}" for what, count in same.items())
+        counts = ", ".join(f"{count} by {what}" for what, count in matches.items())
         name = names[queries.labels[number]]
         pieces.append(page.heading(f"A picture of {name}; of its class are {counts}"))
         pieces += [page.tiles(path, row) for row in rows]
-    counts = ", ".join(f"{right[what]} of {count} by {what}" for what, count in shown.items())
+    counts = ", ".join(f"{successes[what]} of {count} by {what}" for what, count in totals.items())
     pieces.append(page.why(f"Of the query's class, in these rows: {counts}. The next part counts over many queries."))
     return page.Part(*NEAREST, pieces)

@@ -25,7 +25,7 @@ def short_codes(out: Path, index: Index, speed: bool) -> page.Part:
     paths = [
         write_figure(figure, out / f"short_codes_{number}.png") for number, figure in enumerate(_draw(record), start=1)
     ]
-    layer, first = record["layer"], list(record["searches"][0]["precision"])
+    layer, cutoffs = record["layer"], list(record["searches"][0]["precision"])
     rows = []
     for entry in record["searches"]:
         name = (
@@ -40,7 +40,7 @@ def short_codes(out: Path, index: Index, speed: bool) -> page.Part:
                 name,
                 f"{entry['bytes_per_picture']:,}",
                 f"{100 * entry['mean_average_precision']:.1f}",
-                *(f"{100 * entry['precision'][k]:.1f}" for k in first),
+                *(f"{100 * entry['precision'][k]:.1f}" for k in cutoffs),
                 *([f"{1e3 / entry['queries_per_second']:.2f}"] if speed else []),
             ]
         )
@@ -55,7 +55,7 @@ def short_codes(out: Path, index: Index, speed: bool) -> page.Part:
         ),
         page.panels((path, f"{what}, against the length of the code") for path, (what, _) in zip(paths, MEASURED)),
         page.table(
-            ["search", "bytes", "mAP, %", *(f"at {k}, %" for k in first), *(["ms a query"] if speed else [])], rows
+            ["search", "bytes", "mAP, %", *(f"at {k}, %" for k in cutoffs), *(["ms a query"] if speed else [])], rows
         ),
     ]
     if speed:
@@ -75,10 +75,10 @@ def _draw(record):
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    drawn = []
+    figures = []
     for title, value in MEASURED:
-        drawn.append(Figure(figsize=PANEL, layout="constrained", facecolor="white"))
-        axes = drawn[-1].subplots()
+        figures.append(Figure(figsize=PANEL, layout="constrained", facecolor="white"))
+        axes = figures[-1].subplots()
         for kind, colour in COLOURS.items():
             entries = [entry for entry in record["searches"] if entry["codes"] == kind]
             axes.plot(
@@ -94,5 +94,5 @@ def _draw(record):
         axes.axhline(100 * record["chance"], color="black", linewidth=0.8, linestyle="--", label="chance")
         axes.set(xlabel="bits", title=title, ylabel="%", ylim=(0, None), xticks=BITS)
         axes.grid(alpha=0.3)
-        drawn[-1].legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    return drawn
+        figures[-1].legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figures

@@ -48,10 +48,10 @@ class ComparedRun:
     def errors(self) -> list[dict]:
         """The lines of its final test, a protocol each; where it has none, of its last validation; nothing where it has
         no validation either."""
-        last = [line for line in self.lines if line["kind"] == "test" and line["step"] == self.step]
-        if not last:
-            last = [line | {"protocol": CENTRE} for line in self.lines if line["kind"] == "val"][-1:]
-        return last
+        lines = [line for line in self.lines if line["kind"] == "test" and line["step"] == self.step]
+        if not lines:
+            lines = [line | {"protocol": CENTRE} for line in self.lines if line["kind"] == "val"][-1:]
+        return lines
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class PairedErrors:
 
 def read_compared(name: str, directory: str) -> ComparedRun:
     """Raises UserError where it is no run."""
-    described = read_run(directory)
+    metadata = read_run(directory)
     right = read_right(Path(directory) / RIGHT) or {}
-    return ComparedRun(name, directory, described, sound_metrics(directory), right)
+    return ComparedRun(name, directory, metadata, sound_metrics(directory), right)
 
 
 def differences(runs: Sequence[ComparedRun]) -> dict[str, dict[str, list[str]]]:
@@ -82,7 +82,7 @@ def differences(runs: Sequence[ComparedRun]) -> dict[str, dict[str, list[str]]]:
         "data": [_data(run) for run in runs],
         "environment": [_environment(run) for run in runs],
     }
-    return {part: _differing(fields) for part, fields in parts.items()}
+    return {part: _differing_fields(fields) for part, fields in parts.items()}
 
 
 def grouped(values: Sequence[str]) -> list[tuple[str, str]]:
@@ -95,19 +95,19 @@ def grouped(values: Sequence[str]) -> list[tuple[str, str]]:
 
 def _ranges(numbers):
     """[1, 2, 4, 5, 6] is "1, 2, 4-6"."""
-    found = []
+    spans = []
     for number in numbers:
-        if found and number == found[-1][-1] + 1:
-            found[-1].append(number)
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
         else:
-            found.append([number])
-    return ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 2 else ", ".join(map(str, one)) for one in found)
+            spans.append([number])
+    return ", ".join(f"{span[0]}-{span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans)
 
 
-def _differing(fields):
+def _differing_fields(fields):
     names = dict.fromkeys(name for of_run in fields for name in of_run)
-    found = {name: [_words(of_run.get(name)) for of_run in fields] for name in names}
-    return {name: values for name, values in found.items() if len(set(values)) > 1}
+    texts = {name: [_words(of_run.get(name)) for of_run in fields] for name in names}
+    return {name: values for name, values in texts.items() if len(set(values)) > 1}
 
 
 def _words(value):
@@ -124,17 +124,17 @@ def _recipes(runs):
     """The fields of each recipe, with those of its layers; see `differences` for layers that some lack."""
     recipes = [flat(every_field(run.recipe)) for run in runs]
     for layer in dict.fromkeys(name for recipe in recipes for name in recipe["layers"]):
-        having = [recipe for recipe in recipes if layer in recipe["layers"]]
-        if len(having) == len(recipes):
+        holders = [recipe for recipe in recipes if layer in recipe["layers"]]
+        if len(holders) == len(recipes):
             continue
-        names = [name for name in having[0] if name.startswith(f"{layer}.")]
-        same = [name for name in names if len({_words(recipe.get(name)) for recipe in having}) == 1]
-        shared = {name.removeprefix(f"{layer}."): _words(having[0][name]) for name in same}
-        words = ", ".join(f"{name} {value}" for name, value in shared.items() if value != "-")
-        for recipe in having:
-            others = {name: recipe.pop(name) for name in list(recipe) if name.startswith(f"{layer}.")}
+        names = [name for name in holders[0] if name.startswith(f"{layer}.")]
+        shared_names = [name for name in names if len({_words(recipe.get(name)) for recipe in holders}) == 1]
+        shared_values = {name.removeprefix(f"{layer}."): _words(holders[0][name]) for name in shared_names}
+        words = ", ".join(f"{name} {value}" for name, value in shared_values.items() if value != "-")
+        for recipe in holders:
+            fields = {name: recipe.pop(name) for name in list(recipe) if name.startswith(f"{layer}.")}
             recipe[layer] = words
-            recipe.update((name, value) for name, value in others.items() if name not in same)
+            recipe.update((name, value) for name, value in fields.items() if name not in shared_names)
     return recipes
 
 
@@ -171,18 +171,18 @@ def paired_errors(runs: Sequence[ComparedRun]) -> tuple[list[PairedErrors], list
 
     Top-1, over several views if both runs were tested so, else the centre view. p is McNemar's, corrected by Holm's
     rule over the pairs."""
-    found, reasons = [], {}
-    untested = {run.name: reason for run in runs if (reason := _not_tested(run))}
-    for a, b in combinations([run for run in runs if run.name not in untested], 2):
+    rows, reasons = [], {}
+    untested_runs = {run.name: reason for run in runs if (reason := _not_tested(run))}
+    for a, b in combinations([run for run in runs if run.name not in untested_runs], 2):
         if reason := _not_the_same_images(a, b):
             reasons.setdefault(reason, []).append(f"{a.name} and {b.name}")
             continue
         protocol = _protocol(a, b)
-        found.append((a.name, b.name, protocol, mcnemar(*(run.right[protocol][0] for run in (a, b)))))
-    corrected = holm([change.p for *_, change in found])
+        rows.append((a.name, b.name, protocol, mcnemar(*(run.right[protocol][0] for run in (a, b)))))
+    p_values = holm([change.p for *_, change in rows])
     return (
-        [PairedErrors(*one, holm_p) for one, holm_p in zip(found, corrected, strict=True)],
-        [f"{name}: {reason}" for name, reason in untested.items()]
+        [PairedErrors(*row, holm_p) for row, holm_p in zip(rows, p_values, strict=True)],
+        [f"{name}: {reason}" for name, reason in untested_runs.items()]
         + [f"{', '.join(pairs[:SHOWN])}{_more(pairs)}: {reason}" for reason, pairs in reasons.items()],
     )
 
@@ -221,8 +221,8 @@ def _not_the_same_images(a, b):
 
 def _protocol(a, b):
     """That of both, the one with most views first; None where they share none."""
-    shared = [protocol for protocol in a.right if protocol in b.right]
-    return next((protocol for protocol in shared if protocol != CENTRE), shared[0] if shared else None)
+    protocols = [protocol for protocol in a.right if protocol in b.right]
+    return next((protocol for protocol in protocols if protocol != CENTRE), protocols[0] if protocols else None)
 
 
 def text(runs: Sequence[ComparedRun]) -> list[str]:

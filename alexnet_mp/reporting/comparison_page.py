@@ -36,7 +36,7 @@ def parts(out: Path, runs: Sequence[ComparedRun]) -> list[page.Part]:
     return [_runs(runs), _differences(runs), _curves(out, runs), _errors(runs), _kernels(out, runs)]
 
 
-def _numbered(runs):
+def _numbered_names(runs):
     return [f"{number}: {run.name}" for number, run in enumerate(runs, 1)]
 
 
@@ -51,7 +51,7 @@ def _runs(runs):
             str(run.described.get("started"))[:16].replace("T", " "),
             *([run.directory] if elsewhere else []),
         ]
-        for name, run in zip(_numbered(runs), runs)
+        for name, run in zip(_numbered_names(runs), runs)
     ]
     names = ["run", "recipe", "seed", "step", "started", *(["directory"] if elsewhere else [])]
     return page.Part("runs", "The runs", [page.table(names, rows, numbers=False)])
@@ -69,15 +69,15 @@ def _differences(runs):
 
 
 def _curves(out, runs):
-    drawn = [run for run in runs if epochs_of(run.lines)]
-    if not drawn:
+    runs_with_epochs = [run for run in runs if epochs_of(run.lines)]
+    if not runs_with_epochs:
         return page.Part("curves", "Curves", [page.text("None of these runs has a step that was recorded.")])
     charts = [(write_figure(figure, out / f"{name}.png"), words) for name, words, figure in draw_curves(runs)]
     pieces = [page.panels(charts)]
-    left_out = [name for name, run in zip(_numbered(runs), runs) if run not in drawn]
+    missing_names = [name for name, run in zip(_numbered_names(runs), runs) if run not in runs_with_epochs]
     words = "Training loss: the mean over an epoch's steps, with dropout and augmentation. Validation: the centre view."
-    if left_out:
-        words += f" Without a step that was recorded: {', '.join(left_out)}."
+    if missing_names:
+        words += f" Without a step that was recorded: {', '.join(missing_names)}."
     return page.Part("curves", "Curves", [*pieces, page.why(words)])
 
 
@@ -89,7 +89,7 @@ def draw_curves(runs: Sequence[ComparedRun]) -> "list[tuple[str, str, Figure]]":
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    names = [printable(name) for name in _numbered(runs)]
+    names = [printable(name) for name in _numbered_names(runs)]
     columns = max(1, min(3, LEGEND_LETTERS // (max(map(len, names)) + 8)))
     rows = -(-len(names) // columns)
     loss_figure, error_figure = figures = [
@@ -100,8 +100,8 @@ def draw_curves(runs: Sequence[ComparedRun]) -> "list[tuple[str, str, Figure]]":
     for number, run in enumerate(runs):
         look = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number // len(COLOURS) % len(STYLES)]}
         epochs = epochs_of(run.lines)
-        validated = [entry for entry in epochs if "val_top1_error" in entry]
-        for axes, entries, field in ((loss, epochs, "loss"), (error, validated, "val_top1_error")):
+        validations = [entry for entry in epochs if "val_top1_error" in entry]
+        for axes, entries, field in ((loss, epochs, "loss"), (error, validations, "val_top1_error")):
             x, y = [entry["epoch"] for entry in entries], [entry[field] for entry in entries]
             axes.plot(x, y, marker="o", markersize=3, **look)
         handles.append(Line2D([], [], marker="o", markersize=3, **look))
@@ -123,7 +123,7 @@ def draw_curves(runs: Sequence[ComparedRun]) -> "list[tuple[str, str, Figure]]":
 
 def _errors(runs):
     rows = []
-    for name, run in zip(_numbered(runs), runs):
+    for name, run in zip(_numbered_names(runs), runs):
         for line in run.errors():
             cells = []
             for k in (1, 5):
@@ -137,8 +137,8 @@ def _errors(runs):
     if rows:
         names = ["run", "protocol", "images", "step", "top-1 error", "95 % interval", "top-5 error", "95 % interval"]
         pieces += [page.table(names, rows), page.why("Validation images. The intervals are Wilson's, over images.")]
-    if untested := [name for name, run in zip(_numbered(runs), runs) if not run.errors()]:
-        pieces.append(page.text(f"Not tested yet: {', '.join(untested)}."))
+    if untested_names := [name for name, run in zip(_numbered_names(runs), runs) if not run.errors()]:
+        pieces.append(page.text(f"Not tested yet: {', '.join(untested_names)}."))
     pairs, reasons = paired_errors(runs)
     numbers = {run.name: number for number, run in enumerate(runs, 1)}
     if pairs:
@@ -171,7 +171,7 @@ def _errors(runs):
 
 def _kernels(out, runs):
     pieces = [page.text("Each network's first layer by tower, each network in a scale of brightness of its own.")]
-    for number, (name, run) in enumerate(zip(_numbered(runs), runs), 1):
+    for number, (name, run) in enumerate(zip(_numbered_names(runs), runs), 1):
         try:
             kernels, towers = first_layer(run.directory)
             if not np.isfinite(kernels).all():
@@ -179,12 +179,12 @@ def _kernels(out, runs):
         except UserError as error:
             pieces.append(page.text(f"{name}: {error}"))
             continue
-        fact, shown = chroma_fact(kernels, towers), []
+        fact, panels = chroma_fact(kernels, towers), []
         for tower, image in zip("ab", kernel_tiles(kernels, towers, columns=COLUMNS)):
             path = out / f"kernels_{number:02}_{tower}.png"
             durable_files.replace(path, png(image))
             words = f"Tower {tower}" if towers > 1 else "Its one tower"
-            shown.append((path, f"First-layer kernels of {name}, tower {tower}", words))
+            panels.append((path, f"First-layer kernels of {name}, tower {tower}", words))
         words = f"{fact.name[:1].upper()}{fact.name[1:]}: {fact.value}{f'; {fact.note}' if fact.note else ''}."
-        pieces += [page.heading(name), page.why(words), page.panels(shown, crisp=True)]
+        pieces += [page.heading(name), page.why(words), page.panels(panels, crisp=True)]
     return page.Part("kernels", "Kernels", pieces)

@@ -24,7 +24,7 @@ def exchange(
 
     classes: how many. devices: of each tower, here. lines: of `sound_metrics`; trained_on: the devices they are from,
     in words."""
-    rows, drawn = timed_crossings(recipe, classes, devices), page.network(drawing(recipe, classes))
+    rows, diagram = timed_crossings(recipe, classes, devices), page.network(drawing(recipe, classes))
     rates = [line["images_per_second"] for line in lines if line["kind"] == "train"]
     step = (
         f" A step of this run took {1e3 * recipe.batch_size / median(rates):,.0f} ms, median, where it was trained "
@@ -34,7 +34,7 @@ def exchange(
     )
     if not rows:
         words = "This network has one tower" if recipe.towers == 1 else "No layer reads both towers"
-        return page.Part("exchange", "The exchange", [page.text(f"{words}: nothing crosses.{step}"), drawn])
+        return page.Part("exchange", "The exchange", [page.text(f"{words}: nothing crosses.{step}"), diagram])
     apart, total = rows[0]["seconds"] is not None, sum(row["bytes"] for row in rows)
     edges = list(dict.fromkeys(row["edge"] for row in rows))
     words = (
@@ -68,7 +68,7 @@ def exchange(
         "The exchange",
         [
             page.text(words + step),
-            drawn,
+            diagram,
             page.why(
                 "In the boxes: the output of a layer of one tower, after its pooling. Between the columns: what "
                 "crosses there in a "
@@ -125,9 +125,9 @@ def drawing(recipe: Recipe, classes: int) -> dict:
     towers: {"x", "name"}; boxes: {"x", "y", "title", "what", "tower"}, the image and one for each layer and tower;
     links: {"x1", "y1", "x2", "y2", "edge", "crosses"} from each to those that read it; labels: {"x", "y", "text"}, the
     bytes of a step's forward pass at each layer where anything crosses."""
-    left = [tower * (COLUMN + GAP) for tower in range(recipe.towers)]
+    offsets = [tower * (COLUMN + GAP) for tower in range(recipe.towers)]
     image = f"3 x {recipe.crop_size} x {recipe.crop_size}"
-    boxes = [_box(left, TOP, tower, "image", image) for tower in range(recipe.towers)]
+    boxes = [_box(offsets, TOP, tower, "image", image) for tower in range(recipe.towers)]
     links, labels, crossing = [], [], Counter()
     for edge, _, pass_, count in shapes.crossings(recipe, recipe.batch_size, classes):
         crossing[edge] += count * (pass_ == "forward")
@@ -135,13 +135,13 @@ def drawing(recipe: Recipe, classes: int) -> dict:
         y, (maps, height, width) = TOP + number * STEP, size.output
         what = f"{maps:,}" if size.layer.kind == "fc" else f"{maps} x {height} x {width}"
         for tower in range(1 if size.layer.towers == "first" else recipe.towers):
-            boxes.append(_box(left, y, tower, size.layer.name, what))
+            boxes.append(_box(offsets, y, tower, size.layer.name, what))
             for source in range(recipe.towers) if size.layer.reads == "both" else (tower,):
                 links.append(
                     {
-                        "x1": left[source] + COLUMN / 2,
+                        "x1": offsets[source] + COLUMN / 2,
                         "y1": y - STEP + BOX,
-                        "x2": left[tower] + COLUMN / 2,
+                        "x2": offsets[tower] + COLUMN / 2,
                         "y2": y,
                         "edge": size.layer.name,
                         "crosses": source != tower,
@@ -150,19 +150,19 @@ def drawing(recipe: Recipe, classes: int) -> dict:
         if size.layer.name in crossing:
             labels.append({"x": COLUMN + GAP / 2, "y": y + BOX / 2, "text": _bytes(crossing[size.layer.name])})
     return {
-        "width": left[-1] + COLUMN,
+        "width": offsets[-1] + COLUMN,
         "height": TOP + len(recipe.layers) * STEP + BOX + 1,
         "column": COLUMN,
         "box": BOX,
-        "towers": [{"x": x + COLUMN / 2, "name": f"tower {name}"} for x, name in zip(left, "ab")],
+        "towers": [{"x": x + COLUMN / 2, "name": f"tower {name}"} for x, name in zip(offsets, "ab")],
         "boxes": boxes,
         "links": links,
         "labels": labels,
     }
 
 
-def _box(left, y, tower, title, what):
-    return {"x": left[tower], "y": y, "title": title, "what": what, "tower": tower}
+def _box(offsets, y, tower, title, what):
+    return {"x": offsets[tower], "y": y, "title": title, "what": what, "tower": tower}
 
 
 def _bytes(count):

@@ -65,16 +65,18 @@ def specialisation(
     kernels: np.ndarray,
     towers: int,
     runs: Mapping[str, tuple[np.ndarray, int, bool]],
-    described: Mapping[str, list[str]],
+    descriptions: Mapping[str, list[str]],
 ) -> page.Part:
     """The `Part` with the kernels measured, the towers compared, and the runs counted.
 
     kernels: of the run that is shown. runs: {name: (kernels, towers, linked)} of all runs, that one among them;
-    described: {name: [recipe, seed, step, data]} of them."""
+    descriptions: {name: [recipe, seed, step, data]} of them."""
     statistics = kernel_statistics(kernels)
     differences = tower_differences(statistics) if towers == 2 else None
-    drawn = draw_specialisation(statistics, towers, differences)
-    paths = {measure: write_figure(figure, out / f"specialisation_{measure}.png") for measure, figure in drawn.items()}
+    figures = draw_specialisation(statistics, towers, differences)
+    paths = {
+        measure: write_figure(figure, out / f"specialisation_{measure}.png") for measure, figure in figures.items()
+    }
     pieces = [
         page.text(
             "Each kernel is measured on the combination of its colour channels that has the most energy. A kernel's "
@@ -85,20 +87,20 @@ def specialisation(
             for measure, path in paths.items()
         ),
     ]
-    if few := [PANELS[measure][0].partition(",")[0].lower() for measure in left_out(statistics)]:
-        pieces.append(page.why(f"Left out, with fewer than {FEWEST} such kernels: {', '.join(few)}."))
+    if names := [PANELS[measure][0].partition(",")[0].lower() for measure in left_out(statistics)]:
+        pieces.append(page.why(f"Left out, with fewer than {FEWEST} such kernels: {', '.join(names)}."))
     if differences:
         rows = [
             [
                 WORDS[name],
-                f"{found.n[0]} / {found.n[1]}",
-                found.effect_size,
-                _effect(found),
-                _or_dash(found.by_chance, ".2f"),
-                _or_dash(found.p, ".2g"),
-                _or_dash(found.holm_p, ".2g"),
+                f"{difference.n[0]} / {difference.n[1]}",
+                difference.effect_size,
+                _effect(difference),
+                _or_dash(difference.by_chance, ".2f"),
+                _or_dash(difference.p, ".2g"),
+                _or_dash(difference.holm_p, ".2g"),
             ]
-            for name, found in differences.items()
+            for name, difference in differences.items()
         ]
         pieces += [
             page.heading("Tower a against tower b, this run"),
@@ -110,10 +112,10 @@ def specialisation(
                 "sees more differences than Kuiper's V does; Holm: corrected for the five measures."
             ),
         ]
-    return page.Part("specialisation", "Specialisation, measured", pieces + _over_runs(runs, described))
+    return page.Part("specialisation", "Specialisation, measured", pieces + _over_runs(runs, descriptions))
 
 
-def _over_runs(runs, described):
+def _over_runs(runs, descriptions):
     linked, unlinked, single = (
         {name: kernels for name, (kernels, *kind) in runs.items() if is_it(*kind)}
         for is_it in (
@@ -122,41 +124,41 @@ def _over_runs(runs, described):
             lambda towers, linked: towers == 1,
         )
     )
-    rows, listed = [], []
+    rows, run_rows = [], []
     for networks, kernels in (("two towers with links", linked), ("two towers without links (control)", unlinked)):
         if kernels:
-            found = appearance(kernels)
+            tally = appearance(kernels)
             rows.append(
                 [
                     networks,
-                    f"{found.n}",
-                    f"{found.count}",
-                    _interval(found),
-                    f"{found.colour_in_b} of {found.count}" if found.count else "-",
+                    f"{tally.n}",
+                    f"{tally.count}",
+                    _interval(tally),
+                    f"{tally.colour_in_b} of {tally.count}" if tally.count else "-",
                 ]
             )
-            listed += [
+            run_rows += [
                 [
-                    one.run,
-                    *(f"{share:.2f}" for share in one.chroma),
-                    f"{one.p:.2g}",
-                    "yes" if one.specialised else "no",
-                    *described[one.run],
+                    halves.run,
+                    *(f"{share:.2f}" for share in halves.chroma),
+                    f"{halves.p:.2g}",
+                    "yes" if halves.specialised else "no",
+                    *descriptions[halves.run],
                 ]
-                for one in found.halves
+                for halves in tally.halves
             ]
     if single:
-        found = appearance_by_chance(single)
+        tally = appearance_by_chance(single)
         rows.append(
             [
                 "one tower, its kernels split at random (control)",
-                f"{found.n} splits of {len(single)}",
-                f"{found.count}",
-                _interval(found),
+                f"{tally.n} splits of {len(single)}",
+                f"{tally.count}",
+                _interval(tally),
                 "-",
             ]
         )
-        listed += [[name, "-", "-", "-", "-", *described[name]] for name in single]
+        run_rows += [[name, "-", "-", "-", "-", *descriptions[name]] for name in single]
     pieces = [
         page.heading("Over the runs"),
         page.text(
@@ -166,11 +168,11 @@ def _over_runs(runs, described):
         ),
         page.table(["networks", "n", "specialised", "95 % interval of the share", "colours in tower b"], rows),
     ]
-    if listed:
+    if run_rows:
         pieces.append(
-            page.table(["run", "chroma a", "chroma b", "p", "specialised", "recipe", "seed", "step", "data"], listed)
+            page.table(["run", "chroma a", "chroma b", "p", "specialised", "recipe", "seed", "step", "data"], run_rows)
         )
-    if len({(recipe, step, data) for recipe, _, step, data in described.values()}) > 1:
+    if len({(recipe, step, data) for recipe, _, step, data in descriptions.values()}) > 1:
         pieces.append(page.why("These runs differ in more than their seeds: see recipe, step and data."))
     if len(linked) == 1:
         pieces.append(
@@ -182,13 +184,13 @@ def _over_runs(runs, described):
     return pieces
 
 
-def _effect(found):
-    return _or_dash(found.effect, "+.2f" if found.effect_size == "Cliff's delta" else ".2f")
+def _effect(difference):
+    return _or_dash(difference.effect, "+.2f" if difference.effect_size == "Cliff's delta" else ".2f")
 
 
 def _or_dash(value, form):
     return "-" if value is None else format(value, form)
 
 
-def _interval(found):
-    return f"{100 * found.interval[0]:.0f} to {100 * found.interval[1]:.0f} %"
+def _interval(tally):
+    return f"{100 * tally.interval[0]:.0f} to {100 * tally.interval[1]:.0f} %"

@@ -19,19 +19,19 @@ def headline(kernels: np.ndarray, lines: list[dict], recipe: Recipe, classes: in
 
 def error_fact(lines: Sequence[dict], classes: int) -> Fact | None:
     """Of the last test, else of the last validation."""
-    tested = [line for line in lines if line["kind"] in ("val", "test")]
-    if not tested:
+    tests = [line for line in lines if line["kind"] in ("val", "test")]
+    if not tests:
         return None
-    last, ks = tested[-1], [k for k in (1, 5) if k == 1 or top5_tells(classes)]
+    line, ks = tests[-1], [k for k in (1, 5) if k == 1 or top5_tells(classes)]
     chance = f"a guess: {' / '.join(f'{100 - 100 * k / classes:.1f}' for k in ks)} %"
-    shown = [f"top-{k}" for k in ks]
-    errors = [last[f"{each.replace('-', '')}_error"] for each in shown]
-    counted = [count_of_few(error, last["images"]) for error in errors]
-    few = [f"{each} {count}, 95 % interval; " for each, count in zip(shown, counted) if count]
+    names = [f"top-{k}" for k in ks]
+    errors = [line[f"{name.replace('-', '')}_error"] for name in names]
+    counts = [count_of_few(error, line["images"]) for error in errors]
+    notes = [f"{name} {count}, 95 % interval; " for name, count in zip(names, counts) if count]
     return Fact(
-        f"{' / '.join(shown)} error, {last.get('protocol', 'centre view')}",
+        f"{' / '.join(names)} error, {line.get('protocol', 'centre view')}",
         f"{' / '.join(f'{error:.2f}' for error in errors)} %",
-        "".join([*few, chance]),
+        "".join([*notes, chance]),
     )
 
 
@@ -48,7 +48,7 @@ def crossing_fact(recipe: Recipe, classes: int) -> Fact | None:
     if not rows:
         return None
     edges = ", ".join(dict.fromkeys(edge for edge, *_ in rows))
-    sent = sum(count for *_, count in rows)
+    total = sum(count for *_, count in rows)
     return Fact(
-        "between the towers, a step", f"{sent / 1e6:,.1f} MB", f"float32, batch {recipe.batch_size}; at {edges}"
+        "between the towers, a step", f"{total / 1e6:,.1f} MB", f"float32, batch {recipe.batch_size}; at {edges}"
     )

@@ -24,11 +24,11 @@ CONTROL, INK = "#8a8a94", "#333333"
 
 
 def lesions(
-    out: Path, found: Lesions | None, removed: KernelLesions | None, kernels: np.ndarray, pictures: str, fewer: str
+    out: Path, effects: Lesions | None, removals: KernelLesions | None, kernels: np.ndarray, pictures: str, subset: str
 ) -> page.Part:
-    """The `Part`. found, removed: None where the pictures have no labels; kernels: the first layer's, (maps of all
-    towers, 3, k, k); pictures, fewer: in words, on which the lesions were made, and on which kernels were removed."""
-    if found is None or removed is None:
+    """The `Part`. effects, removals: None where the pictures have no labels; kernels: the first layer's, (maps of all
+    towers, 3, k, k); pictures, subset: in words, on which the lesions were made, and on which kernels were removed."""
+    if effects is None or removals is None:
         return page.Part(*PART, [page.text(f"Nobody knows the classes of the {pictures}: no errors.")])
     pieces = [
         page.text(
@@ -37,33 +37,33 @@ def lesions(
             "is what it says of the picture."
         )
     ]
-    if found.towers:
-        pieces += _towers_and_links(out, found, pictures)
+    if effects.towers:
+        pieces += _towers_and_links(out, effects, pictures)
     else:
         pieces.append(page.text("No layer reads two towers: there is none to silence, and no link to cut."))
-    return page.Part(*PART, pieces + _kernels(out, removed, kernels, fewer))
+    return page.Part(*PART, pieces + _kernels(out, removals, kernels, subset))
 
 
-def _towers_and_links(out, found, pictures):
-    path = write_figure(draw_lesions(found), out / "lesions.png")
-    several = {lesion.place for lesion in found.towers} > {ALL}
+def _towers_and_links(out, effects, pictures):
+    path = write_figure(draw_lesions(effects), out / "lesions.png")
+    several = {lesion.place for lesion in effects.towers} > {ALL}
     return [
         page.image(
             path,
             "Top-1 error with each tower silenced and each link cut, beside random halves of the same size",
-            f"Top-1 error on {pictures}; the whole network errs on {found.error:.1f} %. Bars: 95 % intervals of the "
-            f"difference. Grey: {len(found.towers[0].controls)} random halves of both towers' maps silenced at the "
+            f"Top-1 error on {pictures}; the whole network errs on {effects.error:.1f} %. Bars: 95 % intervals of the "
+            f"difference. Grey: {len(effects.towers[0].controls)} random halves of both towers' maps silenced at the "
             "same place, for the same readers.",
             least=LEAST,
         ),
         page.heading("Each lesion"),
         page.table(
             ["read by", "silenced", "error", "points more", "95 % interval", "p, Holm", "random halves", "as harmful"],
-            [_row(lesion) for lesion in (*found.towers, *found.links)],
+            [_row(lesion) for lesion in (*effects.towers, *effects.links)],
         ),
         page.why(
             "p: McNemar's exact test of the lesion against the whole network over the same pictures, corrected for the "
-            f"{len(found.towers) + len(found.links)} lesions. As harmful: of the random halves."
+            f"{len(effects.towers) + len(effects.links)} lesions. As harmful: of the random halves."
             + (f" {_place(ALL).capitalize()}: the other tower is alone." if several else "")
         ),
         page.heading("Which tower is needed more"),
@@ -76,34 +76,34 @@ def _towers_and_links(out, found, pictures):
                     _interval(contrast.change.interval),
                     shown_p(contrast.holm_p),
                 ]
-                for contrast in found.contrasts
+                for contrast in effects.contrasts
             ],
         ),
         page.why(
             "The error with tower a off less that with tower b off: above 0 tower a is needed more. p: McNemar's exact "
-            f"test of one against the other over the same pictures, corrected for the {len(found.contrasts)} rows."
+            f"test of one against the other over the same pictures, corrected for the {len(effects.contrasts)} rows."
         ),
     ]
 
 
-def _kernels(out, removed, kernels, fewer):
-    path = write_figure(draw_kernels(removed, kernels), out / "kernels_removed.png")
-    first = removed.most_harmful_first[:SHOWN]
+def _kernels(out, removals, kernels, subset):
+    path = write_figure(draw_kernels(removals, kernels), out / "kernels_removed.png")
+    numbers = removals.most_harmful_first[:SHOWN]
     between_towers = (
-        f" Between the towers: Cliff's delta {removed.delta:+.2f}, above 0 where tower a's are needed more "
-        f"({told_p(removed.p)} among random deals of the kernels)."
-        if removed.delta is not None
+        f" Between the towers: Cliff's delta {removals.delta:+.2f}, above 0 where tower a's are needed more "
+        f"({told_p(removals.p)} among random deals of the kernels)."
+        if removals.delta is not None
         else ""
     )
-    worst = [removed.kernels[number] for number in first]
+    worst = [removals.kernels[number] for number in numbers]
     return [
         page.heading("Single kernels of the first layer"),
         page.image(
             path,
             "How much the loss rises without each kernel of the first layer, and pictures of the kernels whose removal "
             "harms most: " + ", ".join(f"{kernel.what} {kernel.loss:+.3f} nats" for kernel in worst),
-            f"Each kernel removed in turn; {fewer}. The order is by the loss, which tells more of few pictures than "
-            f"the error does. Below: the {len(first)} whose loss harms most.{between_towers}",
+            f"Each kernel removed in turn; {subset}. The order is by the loss, which tells more of few pictures than "
+            f"the error does. Below: the {len(numbers)} whose loss harms most.{between_towers}",
             least=LEAST,
         ),
         page.table(
@@ -112,7 +112,7 @@ def _kernels(out, removed, kernels, fewer):
         ),
         page.why(
             "p: McNemar's exact test against the whole network over the same pictures, corrected for the "
-            f"{len(removed.kernels)} kernels."
+            f"{len(removals.kernels)} kernels."
         ),
     ]
 
@@ -148,14 +148,14 @@ def _interval(interval):
     return f"{interval[0]:+.1f} to {interval[1]:+.1f}"
 
 
-def draw_lesions(found: Lesions) -> "Figure":
+def draw_lesions(effects: Lesions) -> "Figure":
     """Errors with each tower silenced, a row a place, and below with each link cut, beside their controls."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    places = list(dict.fromkeys(lesion.place for lesion in found.towers))
-    of_towers = [(_place(place), [one for one in found.towers if one.place == place]) for place in places]
-    of_links = [(f"{one.place}, {_arrow(one.what)}", [one]) for one in found.links]
+    places = list(dict.fromkeys(lesion.place for lesion in effects.towers))
+    of_towers = [(_place(place), [lesion for lesion in effects.towers if lesion.place == place]) for place in places]
+    of_links = [(f"{lesion.place}, {_arrow(lesion.what)}", [lesion]) for lesion in effects.links]
     panels = [("A tower silenced, where it is read by", of_towers)] + [("A link cut", of_links)] * bool(of_links)
     figure = Figure(
         figsize=(WIDTH, 1.7 + sum(0.5 + 0.42 * len(rows) for _, rows in panels)),
@@ -166,12 +166,12 @@ def draw_lesions(found: Lesions) -> "Figure":
         len(panels), 1, squeeze=False, sharex=True, height_ratios=[len(rows) + 0.6 for _, rows in panels]
     )[:, 0]
     for panel, (title, rows) in zip(axes, panels):
-        for row, (_, shown) in enumerate(rows):
-            controls = shown[0].controls
+        for row, (_, group) in enumerate(rows):
+            controls = group[0].controls
             panel.plot(controls, row + 0.24 + np.linspace(-0.08, 0.08, len(controls)), "|", color=CONTROL, markersize=6)
-            for one in shown:
-                _mark(panel, one, row, found.error)
-        panel.axvline(found.error, color=INK, linewidth=0.9, linestyle=":")
+            for lesion in group:
+                _mark(panel, lesion, row, effects.error)
+        panel.axvline(effects.error, color=INK, linewidth=0.9, linestyle=":")
         panel.set_title(title, fontsize=9.5, loc="left")
         panel.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=9.5)
         panel.set_ylim(len(rows) - 0.4, -0.6)
@@ -198,21 +198,21 @@ def _mark(axes: "Axes", lesion: Lesion, row: int, intact: float) -> None:
     axes.plot(lesion.error, y, MARKERS[tower], color=TOWER_COLOURS[tower], markersize=6.5)
 
 
-def draw_kernels(removed: KernelLesions, kernels: np.ndarray) -> "Figure":
+def draw_kernels(removals: KernelLesions, kernels: np.ndarray) -> "Figure":
     """The rises of the loss without each kernel, in order, over pictures of the kernels that are needed most."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    order, maps = removed.most_harmful_first, len(kernels)
-    shown, columns = order[:SHOWN], min(4, maps)
-    rows = -(-len(shown) // columns)
+    order, maps = removals.most_harmful_first, len(kernels)
+    numbers, columns = order[:SHOWN], min(4, maps)
+    rows = -(-len(numbers) // columns)
     figure = Figure(figsize=(WIDTH, 2.2 + 1.25 * rows), layout="constrained", facecolor="white")
     above, below = figure.subfigures(2, 1, height_ratios=[2.2, 1.25 * rows])
     axes = above.subplots()
-    towers = [kernel.tower for kernel in removed.kernels]
+    towers = [kernel.tower for kernel in removals.kernels]
     for tower in sorted(set(towers)):
         places = [place for place, number in enumerate(order, 1) if towers[number] == tower]
-        losses = [removed.kernels[order[place - 1]].loss for place in places]
+        losses = [removals.kernels[order[place - 1]].loss for place in places]
         axes.vlines(places, 0, losses, color=TOWER_COLOURS[tower], linewidth=1)
         axes.plot(
             places, losses, MARKERS[tower], color=TOWER_COLOURS[tower], markersize=4.5, label=f"tower {'ab'[tower]}"
@@ -225,9 +225,9 @@ def draw_kernels(removed: KernelLesions, kernels: np.ndarray) -> "Figure":
     pixels = pixels_of(kernels)
     for place, panel in enumerate(below.subplots(rows, columns, squeeze=False).ravel()):
         panel.axis("off")
-        if place < len(shown):
-            number = shown[place]
+        if place < len(numbers):
+            number = numbers[place]
             panel.imshow(pixels[number], interpolation="nearest")
-            name = f"{'ab'[towers[number]]} {removed.kernels[number].kernel + 1}"
-            panel.set_title(f"{name}: {removed.kernels[number].loss:+.3f}", fontsize=9.5, color=TITLES[towers[number]])
+            name = f"{'ab'[towers[number]]} {removals.kernels[number].kernel + 1}"
+            panel.set_title(f"{name}: {removals.kernels[number].loss:+.3f}", fontsize=9.5, color=TITLES[towers[number]])
     return figure

@@ -26,8 +26,8 @@ def chart(title: str, lines: Sequence[Line], high: float | None = None, falls: S
     dotted line stands. said: for who can't see it, the last value of each line."""
     lines = [line for line in lines if line.points]
     last = max((x for line in lines for x, _ in line.points), default=1) or 1
-    most = high or max((y for line in lines for _, y in line.points), default=1) or 1
-    y_ticks = ticks(most, 5)
+    maximum = high or max((y for line in lines for _, y in line.points), default=1) or 1
+    y_ticks = ticks(maximum, 5)
     top = high or y_ticks[-1]
 
     def place(x, y):

@@ -61,17 +61,17 @@ class Watched:
     def page(self) -> bytes:
         """The page as it is now, HTML."""
         with self.lock:
-            return self.template.render(**self._shown()).encode()
+            return self.template.render(**self._context()).encode()
 
     def kernels(self, tower: int) -> bytes | None:
         """The newest first-layer kernels of a tower that were read, PNG; None where there are none."""
         with self.lock:
-            found = self.first_layer
-            if found is None or tower >= found.towers:
+            layer = self.first_layer
+            if layer is None or tower >= layer.towers:
                 return None
-            return kernel_grid(np.split(pixels_of(found.kernels), found.towers)[tower])
+            return kernel_grid(np.split(pixels_of(layer.kernels), layer.towers)[tower])
 
-    def _shown(self):
+    def _context(self):
         problems = [*self._read()]
         recipe, classes = self.described["recipe"], len(self.described["data"]["classes"])
         steps, whole = self.metrics.steps, self._whole()
@@ -113,12 +113,12 @@ class Watched:
         with its sha256."""
         if not checkpoints.listing(self.path):
             return
-        newest = _identity(checkpoints.newest(self.path))
-        if newest == self.of_checkpoint:
+        identity = _identity(checkpoints.newest(self.path))
+        if identity == self.of_checkpoint:
             return
 
         _, (state, kernels) = checkpoints.from_newest(self.path, of_checkpoint)
-        self.of_checkpoint = newest  # where a newer one came meanwhile, the next look reads it again
+        self.of_checkpoint = identity  # where a newer one came meanwhile, the next look reads it again
         if kernels.ndim != 4 or kernels.shape[1] != 3 or not np.isfinite(kernels).all():
             self.first_layer, self.no_kernels = None, f"Its weights, {kernels.shape}, are no kernels of colour images."
             return
@@ -135,16 +135,16 @@ class Watched:
             per_epoch = len(minibatches(recipe, count))
         else:  # a run of before this was recorded: of the first step of an epoch
             steps, epochs = (np.array(self.metrics.steps[name]) for name in ("step", "epoch"))
-            first = np.flatnonzero(np.diff(epochs) == 1)
-            if not len(first):
+            indices = np.flatnonzero(np.diff(epochs) == 1)
+            if not len(indices):
                 return None, None
-            number = first[0] + 1
+            number = indices[0] + 1
             per_epoch = round((steps[number] - 1) / max(epochs[number] - 1, 1))
         return per_epoch, per_epoch * recipe.epochs
 
     def _state(self, whole):
         """{"kind": a word, "words": the rest of the sentence}."""
-        steps, tested = self.metrics.steps["step"], self.metrics.tested
+        steps, tests = self.metrics.steps["step"], self.metrics.tested
         step = int(steps[-1]) if steps else 0
         if "converted" in self.described:
             return {"kind": "converted", "words": f"from {self.described['converted'].get('from', 'elsewhere')}"}
@@ -152,7 +152,7 @@ class Watched:
             if not step:
                 return {"kind": "running", "words": "before its first step"}
             return {"kind": "running", "words": f"step {step:,}, the last line {self._age()} ago"}
-        if any(line["kind"] == "test" and line["step"] == step for line in tested):
+        if any(line["kind"] == "test" and line["step"] == step for line in tests):
             return {"kind": "finished", "words": f"after step {step:,}"}
         if not step:
             return {"kind": "stopped", "words": "before its first step"}
@@ -175,8 +175,8 @@ class Watched:
             of = f" of {whole[1]:,}" if whole[1] else ""
             yield Fact("step", f"{step:,}{of}", f"epoch {epoch} of {recipe.epochs}{_at_most(recipe)}")
             rate = median(steps["images_per_second"][-RECENT:])
-            left = (whole[1] - step) * recipe.batch_size / rate if whole[1] and rate > 0 else None
-            note = f"{duration(left)} of steps left{_at_most(recipe)}" if kind == "running" and left else ""
+            seconds = (whole[1] - step) * recipe.batch_size / rate if whole[1] and rate > 0 else None
+            note = f"{duration(seconds)} of steps left{_at_most(recipe)}" if kind == "running" and seconds else ""
             yield Fact("images a second", f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}", note)
             count = min(RECENT, len(steps["loss"]))
             yield Fact(
@@ -190,59 +190,59 @@ class Watched:
         yield crossing_fact(recipe, classes)
 
     def _charts(self, classes):
-        steps, validated = self.metrics.steps, [line for line in self.metrics.tested if line["kind"] == "val"]
+        steps, validations = self.metrics.steps, [line for line in self.metrics.tested if line["kind"] == "val"]
         at = np.array(steps["step"])
 
         def over(name):
             return [(float(at[end - 1]), value) for end, value in thinned(np.array(steps[name]), POINTS)]
 
         def at_ends(name):
-            return [(line["step"], line[name]) for line in validated]
+            return [(line["step"], line[name]) for line in validations]
 
         def guess(value):
             return [(0, value), (float(at[-1]), value)]
 
-        fallen = set(drops(self.metrics.scheduled))
-        falls = [line["step"] for line in self.metrics.scheduled if line["epoch"] in fallen]
+        drop_epochs = set(drops(self.metrics.scheduled))
+        falls = [line["step"] for line in self.metrics.scheduled if line["epoch"] in drop_epochs]
         errors = [Line("training, top-1", "training", over("top1_error"))]
         errors.append(Line("validation, top-1", "validation", at_ends("top1_error")))
         if top5_tells(classes):
             errors.append(Line("validation, top-5", "top5", at_ends("top5_error")))
-        every = (
+        panels = (
             ("Loss, nats", [Line("training", "training", over("loss")),
                             Line("validation", "validation", at_ends("loss")),
                             Line("all classes alike", "guess", guess(math.log(classes)))], None),
             ("Error, %", [*errors, Line("a guess, top-1", "guess", guess(100 - 100 / classes))], 100),
             ("Images a second", [Line("training", "training", over("images_per_second"))], None),
         )  # fmt: skip
-        return [chart(title, lines, high, falls) for title, lines, high in every]
+        return [chart(title, lines, high, falls) for title, lines, high in panels]
 
     def _kernels_shown(self, recipe, kind):
-        found, name = self.first_layer, recipe.layers[0].name
-        if found is None:
+        layer, name = self.first_layer, recipe.layers[0].name
+        if layer is None:
             return {"heading": f"{name}, by tower", "words": self.no_kernels, "towers": [], "columns": [], "seen": []}
-        a_tower, size = len(found.kernels) // found.towers, found.kernels.shape[2]
+        a_tower, size = len(layer.kernels) // layer.towers, layer.kernels.shape[2]
         width, height = _grid_size(a_tower, size)
         kernels = f"{a_tower} kernel{'s' * (a_tower > 1)} of tower {{}}, {size}x{size}x3, share of chroma {{}}"
         rows = [[f"{step:,}", *fact.value.split(" / ")] for step, fact in self.seen.items()][-SEEN:]
         return {
-            "heading": f"{name} after step {found.step:,}, by tower",
-            "words": f"One scale of brightness for all {len(found.kernels)} kernels."
+            "heading": f"{name} after step {layer.step:,}, by tower",
+            "words": f"One scale of brightness for all {len(layer.kernels)} kernels."
             + " They change with each checkpoint." * (kind == "running"),
-            "number": found.step,
+            "number": layer.step,
             "towers": [
                 {"letter": letter, "width": width, "height": height, "words": kernels.format(letter, share)}
-                for letter, share in zip("ab", found.fact.value.split(" / "))
+                for letter, share in zip("ab", layer.fact.value.split(" / "))
             ],
-            "columns": ["checkpoint", *(f"chroma, tower {letter}" for letter in "ab"[: found.towers])],
+            "columns": ["checkpoint", *(f"chroma, tower {letter}" for letter in "ab"[: layer.towers])],
             "seen": rows if len(rows) > 1 else [],
         }
 
     def _exchange(self, recipe, classes):
         rows = shapes.crossings(recipe, recipe.batch_size, classes)
         if not rows:
-            one = "This network has one tower" if recipe.towers == 1 else "No layer reads both towers"
-            return {"words": f"{one}: nothing crosses.", "rows": []}
+            reason = "This network has one tower" if recipe.towers == 1 else "No layer reads both towers"
+            return {"words": f"{reason}: nothing crosses.", "rows": []}
         total, steps, by_layer = sum(count for *_, count in rows), self.metrics.steps, {}
         for edge, _, pass_, count in rows:
             by_layer.setdefault(edge, {"forward": 0, "backward": 0})[pass_] += count
@@ -251,11 +251,11 @@ class Watched:
             f"else: {total:,} bytes a step of {recipe.batch_size} images in float32."
         )
         if steps["step"]:
-            sent = int(steps["bytes_exchanged"][-1])
-            a_second = sent * median(steps["images_per_second"][-RECENT:]) / recipe.batch_size
+            traffic = int(steps["bytes_exchanged"][-1])
+            a_second = traffic * median(steps["images_per_second"][-RECENT:]) / recipe.batch_size
             words += (
-                f" The last step sent {sent:,} bytes, {a_second / 1e6:,.1f} MB a second."
-                if sent
+                f" The last step sent {traffic:,} bytes, {a_second / 1e6:,.1f} MB a second."
+                if traffic
                 else " Here both towers are on one device, and nothing is copied."
             )
         rows = [

@@ -37,20 +37,20 @@ LINKS = {
 
 def memory(out: Path, recipe: Recipe, classes: int) -> page.Part:
     """The `Part` of a recipe's network for so many classes, and of the paper's beside it."""
-    found = step_bytes(recipe, classes, recipe.batch_size)
-    layers = write_figure(_by_layer(found), out / "memory_layers.png"), "Bytes of a training step by layer and tower"
+    profile = step_bytes(recipe, classes, recipe.batch_size)
+    layers = write_figure(_by_layer(profile), out / "memory_layers.png"), "Bytes of a training step by layer and tower"
     pieces = [
-        page.text(_in_words(found, recipe.name)),
-        page.panels([_holds(out, found, recipe.name, "memory"), layers]),
-        _table(found),
+        page.text(_in_words(profile, recipe.name)),
+        page.panels([_holds(out, profile, recipe.name, "memory"), layers]),
+        _table(profile),
     ]
-    theirs = paper()
-    if recipe.name != theirs.name:
-        theirs_found = step_bytes(theirs, IMAGENET, theirs.batch_size)
+    paper_recipe = paper()
+    if recipe.name != paper_recipe.name:
+        paper_profile = step_bytes(paper_recipe, IMAGENET, paper_recipe.batch_size)
         pieces += [
             page.heading("Beside it, the paper's network"),
-            page.text(_in_words(theirs_found, "paper")),
-            page.panels([_holds(out, theirs_found, "paper", "memory_paper")]),
+            page.text(_in_words(paper_profile, "paper")),
+            page.panels([_holds(out, paper_profile, "paper", "memory_paper")]),
         ]
     pieces.append(
         page.why(
@@ -65,60 +65,61 @@ def memory(out: Path, recipe: Recipe, classes: int) -> page.Part:
     return page.Part("memory", "Why two GPUs", pieces)
 
 
-def _in_words(found, name):
-    one, apart = found.one_device.total, [each.total for each in found.towers]
-    step = f"A training step of {found.batch_size} images of recipe {name} holds in float32"
-    share = f"{100 * max(apart) / GTX_580:.2g} % of the 3 GB ({_size(GTX_580)}) of a GTX 580 of 2012"
-    if len(apart) == 1:
-        return f"{step} {_size(one)} on its one GPU, {share}; they are full at {_full([found.one_device], found)}."
-    fits = "would fit on one such card, too" if one <= GTX_580 else "would not fit on one such card"
+def _in_words(profile, name):
+    both, sizes = profile.one_device.total, [tower.total for tower in profile.towers]
+    step = f"A training step of {profile.batch_size} images of recipe {name} holds in float32"
+    share = f"{100 * max(sizes) / GTX_580:.2g} % of the 3 GB ({_size(GTX_580)}) of a GTX 580 of 2012"
+    if len(sizes) == 1:
+        return f"{step} {_size(both)} on its one GPU, {share}; they are full at {_full([profile.one_device], profile)}."
+    fits = "would fit on one such card, too" if both <= GTX_580 else "would not fit on one such card"
     return (
-        f"{step} {_size(apart[0])} on tower a's GPU and {_size(apart[1])} on tower b's: the larger is {share}. Both "
-        f"towers on one GPU hold {_size(one)}, which {fits}. One card is full at {_full([found.one_device], found)}, "
-        f"two with a tower each at {_full(found.towers, found)}."
+        f"{step} {_size(sizes[0])} on tower a's GPU and {_size(sizes[1])} on tower b's: the larger is {share}. Both "
+        f"towers on one GPU hold {_size(both)}, which {fits}. One card is full at "
+        f"{_full([profile.one_device], profile)}, two with a tower each at {_full(profile.towers, profile)}."
     )
 
 
-def _full(devices, found):
+def _full(devices, profile):
     """The largest batch with which a step fits on every device: activations and workspace grow with it. In words."""
-    most = [
-        (GTX_580 - 3 * each.weights) * found.batch_size // max(1, each.activations + each.workspace) for each in devices
+    batch_sizes = [
+        (GTX_580 - 3 * device.weights) * profile.batch_size // max(1, device.activations + device.workspace)
+        for device in devices
     ]
-    return f"{max(0, min(most)):,} images a step"
+    return f"{max(0, min(batch_sizes)):,} images a step"
 
 
-def _holds(out, found, name, file):
-    path = write_figure(_of_devices(found), out / f"{file}.png")
+def _holds(out, profile, name, file):
+    path = write_figure(_of_devices(profile), out / f"{file}.png")
     return path, f"Bytes of a training step of {name} by device"
 
 
-def _of_devices(found: StepBytes) -> "Figure":
+def _of_devices(profile: StepBytes) -> "Figure":
     """A bar a device, of its kinds of bytes one after the other, and the 3 GB."""
-    bars = {f"tower {'ab'[number]}": each for number, each in enumerate(found.towers)}
+    bars = {f"tower {'ab'[number]}": tower for number, tower in enumerate(profile.towers)}
     if len(bars) == 2:
-        bars |= {"one GPU": found.one_device}
+        bars |= {"one GPU": profile.one_device}
     figure, axes = _figure()
-    _stacked(axes, bars)
-    if found.one_device.total > GTX_580 / 10:
+    _stacked_bars(axes, bars)
+    if profile.one_device.total > GTX_580 / 10:
         axes.axvline(GTX_580 / 1e6, color="black", linestyle=":", linewidth=1.2, label="3 GB of a GTX 580")
-        axes.set_xlim(0, 1.05 * max(GTX_580, found.one_device.total) / 1e6)
-    axes.set_title(f"Held by a step of {found.batch_size} images", fontsize=9.5)
+        axes.set_xlim(0, 1.05 * max(GTX_580, profile.one_device.total) / 1e6)
+    axes.set_title(f"Held by a step of {profile.batch_size} images", fontsize=9.5)
     _legend(figure, axes)
     return figure
 
 
-def _by_layer(found: StepBytes) -> "Figure":
+def _by_layer(profile: StepBytes) -> "Figure":
     """A bar a layer and tower."""
-    names = list(dict.fromkeys(layer for _, layer in found.layers))
-    several = len(found.towers) > 1
+    names = list(dict.fromkeys(layer for _, layer in profile.layers))
+    several = len(profile.towers) > 1
     bars = {
-        f"{layer} {'ab'[tower] if several else ''}".strip(): found.layers[tower, layer]
+        f"{layer} {'ab'[tower] if several else ''}".strip(): profile.layers[tower, layer]
         for layer in names
-        for tower in range(len(found.towers))
-        if (tower, layer) in found.layers
+        for tower in range(len(profile.towers))
+        if (tower, layer) in profile.layers
     }
     figure, axes = _figure(0.9 + 0.2 * len(bars))
-    _stacked(axes, bars)
+    _stacked_bars(axes, bars)
     axes.set_title("By layer and tower", fontsize=9.5)
     _legend(figure, axes)
     return figure
@@ -132,12 +133,12 @@ def _figure(height=3.3):
     return figure, figure.subplots()
 
 
-def _stacked(axes: "Axes", bars: Mapping[str, Bytes]) -> None:
-    left = [0.0] * len(bars)
+def _stacked_bars(axes: "Axes", bars: Mapping[str, Bytes]) -> None:
+    starts = [0.0] * len(bars)
     for kind, (words, colour) in KINDS.items():
-        widths = [getattr(each, kind) / 1e6 for each in bars.values()]
-        axes.barh(list(bars), widths, left=left, color=colour, edgecolor="white", linewidth=0.5, label=words)
-        left = [start + width for start, width in zip(left, widths)]
+        widths = [getattr(bar, kind) / 1e6 for bar in bars.values()]
+        axes.barh(list(bars), widths, left=starts, color=colour, edgecolor="white", linewidth=0.5, label=words)
+        starts = [start + width for start, width in zip(starts, widths)]
     axes.invert_yaxis()
     axes.set(xlabel="MB (10\N{SUPERSCRIPT SIX} bytes)", xlim=(0, None))
     axes.tick_params(labelsize=8.5)
@@ -150,19 +151,19 @@ def _legend(figure, axes):
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, **look)
 
 
-def _table(found):
+def _table(profile):
     rows = [
-        [layer, "ab"[tower], *_megabytes(each)]
-        for (tower, layer), each in sorted(found.layers.items(), key=lambda entry: entry[0][0])
+        [layer, "ab"[tower], *_megabytes(size)]
+        for (tower, layer), size in sorted(profile.layers.items(), key=lambda entry: entry[0][0])
     ]
-    rows += [["in all", "ab"[tower], *_megabytes(each)] for tower, each in enumerate(found.towers)]
-    if len(found.towers) == 2:
-        rows.append(["in all", "one GPU", *_megabytes(found.one_device)])
+    rows += [["in all", "ab"[tower], *_megabytes(size)] for tower, size in enumerate(profile.towers)]
+    if len(profile.towers) == 2:
+        rows.append(["in all", "one GPU", *_megabytes(profile.one_device)])
     return page.table(["MB", "tower", "weights", "gradients", "velocities", "activations", "workspace", "sum"], rows)
 
 
-def _megabytes(each):
-    return [f"{getattr(each, kind) / 1e6:,.1f}" for kind in KINDS] + [f"{each.total / 1e6:,.1f}"]
+def _megabytes(size):
+    return [f"{getattr(size, kind) / 1e6:,.1f}" for kind in KINDS] + [f"{size.total / 1e6:,.1f}"]
 
 
 def _links(out, recipe, classes):
@@ -198,8 +199,8 @@ def _draw_links(times):
     axes.plot(list(times.values()), list(times), "o", color="#0072b2")  # a bar has no length on such a scale
     axes.set_xscale("log")
     axes.invert_yaxis()
-    most = max(times.values())
-    axes.set(xlabel="ms a step (logarithmic)", xlim=(min(times.values()) / 3, 6 * most))
+    maximum = max(times.values())
+    axes.set(xlabel="ms a step (logarithmic)", xlim=(min(times.values()) / 3, 6 * maximum))
     for place, value in enumerate(times.values()):
         axes.text(1.3 * value, place, f"{value:.3g}", va="center", fontsize=8.5)
     axes.tick_params(labelsize=8.5)

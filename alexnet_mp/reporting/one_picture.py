@@ -28,8 +28,8 @@ KERNEL_SIDE = 5  # screen pixels a pixel of a first-layer kernel
 def write_page(
     path: str | Path,
     name: str,
-    seen: np.ndarray,
-    found: OnePicture,
+    crop: np.ndarray,
+    trace: OnePicture,
     kernels: np.ndarray,
     words: Sequence[str],
     about: str,
@@ -38,14 +38,14 @@ def write_page(
 ) -> None:
     """Render the page and write it, whole or not at all.
 
-    name: of the picture's file. seen: (crop, crop, 3) uint8, what the network saw of it. kernels: the first layer's,
+    name: of the picture's file. crop: (side, side, 3) uint8, what the network saw of it. kernels: the first layer's,
     (maps of all towers, 3, k, k). words: of all classes, told apart. about: the network, in words. means_of: the
     pictures whose means stand for what is off, in words; or why nothing can be off. Raises UserError where it can't
     be written."""
-    towers, first = len(found.states[0].layers[0].sides), found.states[0].layers[0].name
+    towers, first_layer = len(trace.states[0].layers[0].sides), trace.states[0].layers[0].name
     pixels = np.split(each_in_its_scale(kernels), towers)
-    whole = found.states[0].probabilities
-    leading = most_probable(whole)
+    probabilities = trace.states[0].probabilities
+    labels = most_probable(probabilities)
     content = (
         environment()
         .get_template("one_picture.html")
@@ -54,35 +54,35 @@ def write_page(
             name=name,
             about=about,
             means_of=means_of,
-            seen=_base64(png(Image.fromarray(seen))),
+            seen=_base64(png(Image.fromarray(crop))),
             towers=towers,
-            states=[_state(state, pixels, first, words, leading[0]) for state in found.states],
-            links={layer: _links(found, layer) for layer in dict.fromkeys(link.layer for link in found.links)},
+            states=[_state(state, pixels, first_layer, words, labels[0]) for state in trace.states],
+            links={layer: _links(trace, layer) for layer in dict.fromkeys(link.layer for link in trace.links)},
             last=recipe.layers[-1].name,
-            crosses=recipe.lrn_crosses and len(found.states) > 1,
-            names=[SHORT[state.name] for state in found.states],
-            rows=[(words[label], [percent(state.probabilities[label]) for state in found.states]) for label in leading],
+            crosses=recipe.lrn_crosses and len(trace.states) > 1,
+            names=[SHORT[state.name] for state in trace.states],
+            rows=[(words[label], [percent(state.probabilities[label]) for state in trace.states]) for label in labels],
         )
     )
     durable_files.write_output(str(path), content.encode())
 
 
-def draw_page(path: str | Path, seen: np.ndarray, found: OnePicture, words: Sequence[str]) -> None:
+def draw_page(path: str | Path, crop: np.ndarray, trace: OnePicture, words: Sequence[str]) -> None:
     """Write `draw_one_picture` as a PNG, on white. Raises UserError where it can't be written."""
-    drawn = io.BytesIO()
+    content = io.BytesIO()
     with boxes_for_letters():
-        draw_one_picture(seen, found, words).savefig(drawn, format="png", dpi=160, metadata={"Software": None})
-    durable_files.write_output(str(path), drawn.getvalue())
+        draw_one_picture(crop, trace, words).savefig(content, format="png", dpi=160, metadata={"Software": None})
+    durable_files.write_output(str(path), content.getvalue())
 
 
 def each_in_its_scale(kernels: np.ndarray) -> np.ndarray:
     """(maps, 3, k, k) -> (maps, k, k, 3) uint8: grey is 0, each kernel's largest weight black, white or a full
     colour."""
-    largest = np.abs(kernels).max((1, 2, 3), keepdims=True)
-    return np.rint((kernels / np.where(largest > 0, largest, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
+    maxima = np.abs(kernels).max((1, 2, 3), keepdims=True)
+    return np.rint((kernels / np.where(maxima > 0, maxima, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def _state(state: State, pixels, first, words, answer):
+def _state(state: State, pixels, first_layer, words, answer):
     return {
         "name": state.name,
         "short": SHORT[state.name],
@@ -96,7 +96,7 @@ def _state(state: State, pixels, first, words, answer):
             {
                 "name": layer.name,
                 "sides": [
-                    _side(side, tower, layer, pixels[tower] if layer.name == first else None)
+                    _side(side, tower, layer, pixels[tower] if layer.name == first_layer else None)
                     for tower, side in enumerate(layer.sides)
                 ],
                 "cut": layer.name in state.cut,
@@ -129,8 +129,8 @@ def _side(side: Side, tower, layer, pixels):
                 "kernel": None if kernel is None else kernel + 1,  # counted from 1, as in the report
                 "width": level.shape[1],
                 "height": level.shape[0],
-                "base64": _base64(_coloured(level, RAMPS[tower])),
-                "picture": _base64(png(_enlarged(pixels[kernel]))) if pixels is not None and kernel is not None else "",
+                "base64": _base64(_palette_png(level, RAMPS[tower])),
+                "picture": _base64(png(_tile(pixels[kernel]))) if pixels is not None and kernel is not None else "",
             }
         )
     return {
@@ -149,12 +149,12 @@ def _change(change):
     return "as in the whole network" if change == 0 else f"changed by {100 * change:.2g} %"
 
 
-def _enlarged(pixels):
+def _tile(pixels):
     k = len(pixels)
     return Image.fromarray(pixels).resize((k * KERNEL_SIDE, k * KERNEL_SIDE), Image.Resampling.NEAREST)
 
 
-def _links(found, layer):
+def _links(trace, layer):
     return [
         {
             "direction": link.direction.replace("->", " \N{RIGHTWARDS ARROW} "),
@@ -167,7 +167,7 @@ def _links(found, layer):
             "other": f"{link.other:.3g}",
             "share": round(100 * link.other / max(link.own + link.other, 1e-30)),
         }
-        for link in found.links
+        for link in trace.links
         if link.layer == layer
     ]
 
@@ -176,7 +176,7 @@ def _bytes(count):
     return f"{count / 1e3:,.1f} kB" if count >= 1000 else f"{count} bytes"
 
 
-def _coloured(level, ramp):
+def _palette_png(level, ramp):
     """The bytes of a PNG of (height, width) uint8 with a palette along a ramp of colours."""
     stops = np.array([[int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in ramp], float)
     places = np.linspace(0, 255, len(ramp))

@@ -84,7 +84,7 @@ def image(path: Path, alt: str, caption: str = "", least: float = LEAST, crisp: 
     least: how much smaller it may be shown, as a share of its width; where there is less room it scrolls. Figures that
     should rather stand below each other on a telephone are `panels`.
     """
-    return {"kind": "image", "image": _embedded(path, alt, caption, least, crisp)}
+    return {"kind": "image", "image": _picture(path, alt, caption, least, crisp)}
 
 
 def panels(entries: Iterable[tuple[Path, str] | tuple[Path, str, str]], crisp: bool = False) -> dict:
@@ -92,29 +92,29 @@ def panels(entries: Iterable[tuple[Path, str] | tuple[Path, str, str]], crisp: b
     return {
         "kind": "images",
         "layout": "panels",
-        "images": [_embedded(path, alt, "".join(caption), 0, crisp) for path, alt, *caption in entries],
+        "images": [_picture(path, alt, "".join(caption), 0, crisp) for path, alt, *caption in entries],
     }
 
 
 def images(entries: Iterable[tuple[Path, str]]) -> dict:
     """Small pictures side by side, in rows: [(path, alt)]."""
-    return {"kind": "images", "layout": "row", "images": [_embedded(path, alt, "", 0, False) for path, alt in entries]}
+    return {"kind": "images", "layout": "row", "images": [_picture(path, alt, "", 0, False) for path, alt in entries]}
 
 
 def tiles(path: Path, cells: Sequence[tuple[np.ndarray | None, Sequence[str]]]) -> dict:
     """Pictures with words below, the first one marked: [((n, n, 3) uint8 or None, lines)]. path: of a picture of them
     all beside the page."""
-    shown = []
+    entries = []
     for picture, lines in cells:
         content = b"" if picture is None else png(Image.fromarray(np.asarray(picture)).resize((SIDE, SIDE), BICUBIC))
-        shown.append({"base64": base64.b64encode(content).decode(), "lines": list(lines)})
-    return {"kind": "tiles", "row": {"file": Path(path).name, "side": SIDE, "cells": shown}}
+        entries.append({"base64": base64.b64encode(content).decode(), "lines": list(lines)})
+    return {"kind": "tiles", "row": {"file": Path(path).name, "side": SIDE, "cells": entries}}
 
 
 def moving(path: Path, alt: str, caption: str = "", least: float = LEAST) -> dict:
     """An animated picture, which its reader can close and so stop; who asked the system for less motion is not shown
     it, so that what it shows has to be there as an `image`, too. Arguments as there."""
-    return {"kind": "moving", "image": _embedded(path, alt, caption, least, crisp=True)}
+    return {"kind": "moving", "image": _picture(path, alt, caption, least, crisp=True)}
 
 
 def network(drawing: dict) -> dict:
@@ -122,11 +122,11 @@ def network(drawing: dict) -> dict:
     return {"kind": "network", "drawing": drawing}
 
 
-def _embedded(path, alt, caption, least, crisp):
+def _picture(path, alt, caption, least, crisp):
     content, dark = Path(path).read_bytes(), dark_of(Path(path))
-    with Image.open(io.BytesIO(content)) as opened:
-        density = int(opened.info.get(DENSITY_KEY, 1))
-        width, height = (side // density for side in opened.size)
+    with Image.open(io.BytesIO(content)) as picture:
+        density = int(picture.info.get(DENSITY_KEY, 1))
+        width, height = (side // density for side in picture.size)
     return {
         **_file(path, content),
         "dark": _file(dark, dark.read_bytes()) if dark.exists() else None,
@@ -170,11 +170,11 @@ def environment() -> Environment:
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        finalize=_shown,
+        finalize=_safe_text,
     )
 
 
-def _shown(value):
+def _safe_text(value):
     """Text without what is not seen or turns the direction of writing, which escaping for HTML leaves in."""
     if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
         return value

@@ -15,13 +15,14 @@ def named(directories: Sequence[str]) -> dict[str, str]:
 
     Raises UserError for a run that is named twice.
     """
-    whole = [Path(os.path.realpath(directory)) for directory in directories]
-    for directory, path in zip(directories, whole):
-        if whole.count(path) > 1:
+    paths = [Path(os.path.realpath(directory)) for directory in directories]
+    for directory, path in zip(directories, paths):
+        if paths.count(path) > 1:
             raise UserError(f"{directory} is named twice; each run counts once")
-    last = [path.name for path in whole]
+    names = [path.name for path in paths]
     return {
-        path.name if last.count(path.name) == 1 else str(path): directory for path, directory in zip(whole, directories)
+        path.name if names.count(path.name) == 1 else str(path): directory
+        for path, directory in zip(paths, directories)
     }
 
 
@@ -35,9 +36,9 @@ def page_directory(out: Path, name: str = page.NAME) -> set[str]:
         refuse_unwritable("--out", out)
         if os.path.lexists(out / name):
             return page.pictures_of(out / name)
-        if other := next(iter(os.listdir(out)), None):
+        if entry := next(iter(os.listdir(out)), None):
             raise UserError(
-                f"--out {out}: it is no report's and holds {printable(other)}; choose a new or empty directory"
+                f"--out {out}: it is no report's and holds {printable(entry)}; choose a new or empty directory"
             )
         return set()
     except OSError as error:

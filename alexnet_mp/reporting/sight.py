@@ -35,7 +35,7 @@ WHO = {
 
 def sight(
     out: Path,
-    seen: Sequence[Seen],
+    sorts: Sequence[Seen],
     division: ColourDivision | None,
     leanings: Leanings | None,
     split: Split,
@@ -43,7 +43,7 @@ def sight(
     names: Sequence[str],
     pictures: str,
 ) -> page.Part:
-    """The `Part`. seen: () where the pictures have no labels; division, leanings: None where there is one tower, or no
+    """The `Part`. sorts: () where the pictures have no labels; division, leanings: None where there is one tower, or no
     label; numbers: of the pictures in their split; names: of the classes; pictures: in words, which they were."""
     pieces = [
         page.text(
@@ -53,8 +53,8 @@ def sight(
         )
     ]
     pieces += (
-        _errors(out, seen, split, numbers, pictures)
-        if seen
+        _errors(out, sorts, split, numbers, pictures)
+        if sorts
         else [page.text(f"Nobody knows the classes of the {pictures}: no errors.")]
     )
     if division:
@@ -64,11 +64,11 @@ def sight(
     return page.Part(*PART, pieces)
 
 
-def _errors(out, seen, split, numbers, pictures):
+def _errors(out, sorts, split, numbers, pictures):
     example = _most_colourful(split, numbers)
-    path = write_figure(draw_sight(seen, example), out / "sight.png")
-    who = [name for name in WHO if name in seen[0].errors]
-    two = seen[0].change is not None
+    path = write_figure(draw_sight(sorts, example), out / "sight.png")
+    who = [name for name in WHO if name in sorts[0].errors]
+    two = sorts[0].change is not None
     return [
         page.image(
             path,
@@ -81,11 +81,11 @@ def _errors(out, seen, split, numbers, pictures):
             ["pictures", *who, *["right, a sees less b sees", "p, Holm"] * two],
             [
                 [
-                    one.pictures,
-                    *(f"{one.errors[name]:.1f} %" for name in who),
-                    *([_points(one.change), shown_p(one.holm_p)] if two else []),
+                    sort.pictures,
+                    *(f"{sort.errors[name]:.1f} %" for name in who),
+                    *([_points(sort.change), shown_p(sort.holm_p)] if two else []),
                 ]
-                for one in seen
+                for sort in sorts
             ],
         ),
         page.why(
@@ -95,7 +95,7 @@ def _errors(out, seen, split, numbers, pictures):
             "that fits."
             + (
                 " p: McNemar's exact test of what tower a sees against what tower b sees, corrected for the "
-                f"{len(seen)} sorts of pictures."
+                f"{len(sorts)} sorts of pictures."
                 if two
                 else ""
             )
@@ -103,64 +103,64 @@ def _errors(out, seen, split, numbers, pictures):
     ]
 
 
-def _division(found):
+def _division(division):
     """What was found, in words."""
-    kept = "; ".join(
+    shares = "; ".join(
         f"in {name}, {a:.0f} % of the answers by what tower a sees stay and {b:.0f} % of those by what tower b sees"
-        for name, (a, b) in (("grey", found.kept["grey"]), ("colour alone", found.kept["colour alone"]))
+        for name, (a, b) in (("grey", division.kept["grey"]), ("colour alone", division.kept["colour alone"]))
     )
-    light, colour = "ab" if found.contrast > 0 else "ba"
+    light, colour = "ab" if division.contrast > 0 else "ba"
     verdict = (
         f"So tower {light} sees brightness more, and tower {colour} colour."
-        if found.divided
+        if division.divided
         else "No division is told by that: other pictures, or another deal of the kernels, would do as much by chance."
     )
-    return f"Of {found.n:,} pictures: {kept}. {verdict}"
+    return f"Of {division.n:,} pictures: {shares}. {verdict}"
 
 
-def _how(found):
-    far = sum(abs(half) >= abs(found.contrast) for half in found.halves)
+def _how(division):
+    far = sum(abs(half) >= abs(division.contrast) for half in division.halves)
     return (
-        f"The contrast, grey less colour alone, a less b, is {found.contrast:+.0f} points: {told_p(found.p)} over "
-        f"pictures (exact sign-flip test). Of {len(found.halves)} random deals of both first layers' kernels to two "
-        f"halves, {far} are as far apart ({told_p(found.p_halves)}). A division is said where both are at most "
-        f"{LEVEL:g}: over pictures alone, towers that differ by chance would count as divided. Right or wrong doesn't "
-        "matter here. A tower's first layer is silenced, so that kernels can be dealt."
+        f"The contrast, grey less colour alone, a less b, is {division.contrast:+.0f} points: {told_p(division.p)} "
+        f"over pictures (exact sign-flip test). Of {len(division.halves)} random deals of both first layers' kernels "
+        f"to two halves, {far} are as far apart ({told_p(division.p_halves)}). A division is said where both are at "
+        f"most {LEVEL:g}: over pictures alone, towers that differ by chance would count as divided. Right or wrong "
+        "doesn't matter here. A tower's first layer is silenced, so that kernels can be dealt."
     )
 
 
-def _classes(out, found, split, names):
-    most = found.most_first[:MOST]
-    path = write_figure(draw_classes(most, split, names), out / "classes.png")
+def _classes(out, leanings, split, names):
+    extremes = leanings.most_first[:MOST]
+    path = write_figure(draw_classes(extremes, split, names), out / "classes.png")
     return [
         page.heading("Classes that lean on a tower"),
         page.image(
             path,
-            f"The {len(most)} classes that surely lean most on a tower, with pictures: "
-            + ", ".join(f"{names[one.label]} {one.change.difference:+.0f} points" for one in most),
-            f"Right answers by what tower a sees less those by what tower b sees, {found.n:,} pictures intact, of the "
-            f"{len(most)} of {len(found.classes)} classes whose 95 % intervals are farthest from 0.",
+            f"The {len(extremes)} classes that surely lean most on a tower, with pictures: "
+            + ", ".join(f"{names[leaning.label]} {leaning.change.difference:+.0f} points" for leaning in extremes),
+            f"Right answers by what tower a sees less those by what tower b sees, {leanings.n:,} pictures intact, of "
+            f"the {len(extremes)} of {len(leanings.classes)} classes whose 95 % intervals are farthest from 0.",
             least=LEAST,
         ),
         page.table(
             ["class", "pictures", "a's right answers less b's", "95 % interval", "p, Holm"],
             [
                 [
-                    names[one.label],
-                    f"{one.change.n}",
-                    _points(one.change),
-                    "{:+.0f} to {:+.0f}".format(*one.change.interval),
-                    shown_p(one.holm_p),
+                    names[leaning.label],
+                    f"{leaning.change.n}",
+                    _points(leaning.change),
+                    "{:+.0f} to {:+.0f}".format(*leaning.change.interval),
+                    shown_p(leaning.holm_p),
                 ]
-                for one in most
+                for leaning in extremes
             ],
         ),
         page.why(
-            f"The differences of all {len(found.classes)} classes have a deviation of {found.spread:.1f} points about "
-            f"that of all pictures; {found.by_chance:.1f} where the pictures are dealt to the classes at random "
-            f"({told_p(found.p)}). p, Holm: McNemar's exact test, corrected for all {len(found.classes)} classes. "
-            "In the order of the ends of their intervals that are nearer to 0: so a class of few pictures is not the "
-            "first by chance. Chosen as the most extreme, these would lean a little less on other pictures."
+            f"The differences of all {len(leanings.classes)} classes have a deviation of {leanings.spread:.1f} points "
+            f"about that of all pictures; {leanings.by_chance:.1f} where the pictures are dealt to the classes at "
+            f"random ({told_p(leanings.p)}). p, Holm: McNemar's exact test, corrected for all {len(leanings.classes)} "
+            "classes. In the order of the ends of their intervals that are nearer to 0: so a class of few pictures is "
+            "not the first by chance. Chosen as the most extreme, these would lean a little less on other pictures."
         ),
     ]
 
@@ -171,34 +171,34 @@ def _points(change):
 
 def _most_colourful(split, numbers):
     """Of some pictures the one that has the most chroma, so that its loss is seen: (size, size, 3) uint8."""
-    some = [split.read(int(number)) for number in numbers[:: max(1, len(numbers) // 50)]]
-    return max(some, key=lambda picture: float((picture.astype(np.float64).std(2)).mean()))
+    sample = [split.read(int(number)) for number in numbers[:: max(1, len(numbers) // 50)]]
+    return max(sample, key=lambda picture: float((picture.astype(np.float64).std(2)).mean()))
 
 
-def draw_sight(seen: Sequence[Seen], example: np.ndarray) -> "Figure":
+def draw_sight(sorts: Sequence[Seen], example: np.ndarray) -> "Figure":
     """The errors, a row a sort of pictures, beside an example of each. example: (size, size, 3) uint8."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    rows, row_inches, bottom = len(seen), 0.62, 0.55
-    top = 0.15 + 0.2 * len(seen[0].errors)
+    rows, row_inches, bottom = len(sorts), 0.62, 0.55
+    top = 0.15 + 0.2 * len(sorts[0].errors)
     height = rows * row_inches + top + bottom
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
     axes = figure.add_axes((1.85 / WIDTH, bottom / height, 1.95 / WIDTH, rows * row_inches / height))
-    for row, one in enumerate(seen):
-        altered = ALTERATIONS[one.pictures](example[None])[0]
+    for row, sort in enumerate(sorts):
+        picture = ALTERATIONS[sort.pictures](example[None])[0]
         size = 0.56
         place = bottom + (rows - 1 - row) * row_inches + (row_inches - size) / 2
         image = figure.add_axes((0.05 / WIDTH, place / height, size / WIDTH, size / height))
-        image.imshow(altered)
+        image.imshow(picture)
         image.axis("off")
         for shift, (name, (_, marker, colour, filled)) in zip(np.linspace(-0.24, 0.24, len(WHO)), WHO.items()):
-            if name in one.errors:
+            if name in sort.errors:
                 if filled:
-                    ends = [100 * end for end in wilson(round(one.n * one.errors[name] / 100), one.n)]
+                    ends = [100 * end for end in wilson(round(sort.n * sort.errors[name] / 100), sort.n)]
                     axes.plot(ends, [row + shift] * 2, color=colour, linewidth=1, alpha=0.6)
                 axes.plot(
-                    one.errors[name],
+                    sort.errors[name],
                     row + shift,
                     marker,
                     color=colour,
@@ -206,7 +206,7 @@ def draw_sight(seen: Sequence[Seen], example: np.ndarray) -> "Figure":
                     markersize=6,
                     label=WHO[name][0] if row == 0 else None,
                 )
-    axes.set_yticks(range(rows), [one.pictures for one in seen], fontsize=9.5)
+    axes.set_yticks(range(rows), [sort.pictures for sort in sorts], fontsize=9.5)
     axes.set(ylim=(rows - 0.5, -0.5), xlabel="top-1 error (%)")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", alpha=0.25)
@@ -217,28 +217,28 @@ def draw_sight(seen: Sequence[Seen], example: np.ndarray) -> "Figure":
     return figure
 
 
-def draw_classes(most: Sequence[Leaning], split: Split, names: Sequence[str]) -> "Figure":
+def draw_classes(leanings: Sequence[Leaning], split: Split, names: Sequence[str]) -> "Figure":
     """How far each class leans, with its interval and some of its pictures."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
-    rows, row_inches, top, bottom, size = len(most), 0.66, 0.05, 0.6, 0.6
+    rows, row_inches, top, bottom, size = len(leanings), 0.66, 0.05, 0.6, 0.6
     height = rows * row_inches + top + bottom
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
     axes = figure.add_axes((1.5 / WIDTH, bottom / height, 2.3 / WIDTH, rows * row_inches / height))
     labels = np.asarray(split.labels)
-    for row, one in enumerate(most):
+    for row, leaning in enumerate(leanings):
         place = bottom + (rows - 1 - row) * row_inches + (row_inches - size) / 2
-        of_class = np.flatnonzero(labels == one.label)
+        of_class = np.flatnonzero(labels == leaning.label)
         for column, number in enumerate(of_class[evenly(len(of_class), EACH)]):
             left = 0.05 + column * (size + 0.04)
             image = figure.add_axes((left / WIDTH, place / height, size / WIDTH, size / height))
             image.imshow(split.read(int(number)))
             image.axis("off")
-        tower = int(one.change.difference < 0)
-        axes.plot(one.change.interval, [row + 0.2] * 2, color=TOWER_COLOURS[tower], linewidth=1.6)
-        axes.plot(one.change.difference, row + 0.2, "o^"[tower], color=TOWER_COLOURS[tower], markersize=7)
-        name = short_name(names[one.label])
+        tower = int(leaning.change.difference < 0)
+        axes.plot(leaning.change.interval, [row + 0.2] * 2, color=TOWER_COLOURS[tower], linewidth=1.6)
+        axes.plot(leaning.change.difference, row + 0.2, "o^"[tower], color=TOWER_COLOURS[tower], markersize=7)
+        name = short_name(names[leaning.label])
         axes.text(
             0.01, row - 0.2, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, parse_math=False
         )

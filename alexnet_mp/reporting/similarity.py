@@ -82,37 +82,37 @@ def similarity(
             page.text(f"Of {len(pictures.stored)} pictures nothing is said; {FEWEST} of {pictures.of} would do.")
         )
     try:
-        own = pictures.seen_by(network, statistics, with_maps=True)
+        representation = pictures.seen_by(network, statistics, with_maps=True)
     except ValueError as error:
         return _part(page.text(f"The network diverged and has nothing to compare: {error}."))
-    found, tested = alike(own), dealt(own)
-    drawn = TwoTowerAlexNet(recipe, network.exchange.devices, network.classes, network.kernels).eval()
-    untrained = own_cka(pictures.seen_by(drawn, statistics))
-    beside, left_out = _of_others(others, recipe, pictures, gpus, kernels)
+    likenesses, deals = alike(representation), dealt(representation)
+    initial_network = TwoTowerAlexNet(recipe, network.exchange.devices, network.classes, network.kernels).eval()
+    initial_cka = own_cka(pictures.seen_by(initial_network, statistics))
+    representations, reasons = _of_others(others, recipe, pictures, gpus, kernels)
     linked = bool(links(recipe))
-    same = [own, *(seen for seen, other in beside.values() if other == linked)]
-    control = [seen for seen, other in beside.values() if other != linked]
+    peers = [representation, *(other for other, has_links in representations.values() if has_links == linked)]
+    controls = [other for other, has_links in representations.values() if has_links != linked]
     pieces = [
         page.text(
             "How alike the two towers see the same pictures: linear CKA, 1 where one tower says what the other says, "
             "turned and scaled, about 0 where they say unrelated things. The estimate is unbiased. "
-            f"{own.pictures} pictures of {pictures.of}, centre view, each layer's output after its pooling."
+            f"{representation.pictures} pictures of {pictures.of}, centre view, each layer's output after its pooling."
         ),
-        page.text(_verdict(tested)),
+        page.text(_verdict(deals)),
     ]
-    between = across(same) if len(same) > 1 else []
-    lines = {"as drawn, untrained": (_values(untrained), UNTRAINED, "s:")}
-    if between:
-        lines["towers of different runs"] = ({each.layer: each.others for each in between}, OTHERS, "^--")
-    if control:
-        lines[_kind(not linked)] = (_mean(control), CONTROL, "D-.")
-    path = write_figure(_draw(found, recipe, lines), out / "similarity.png")
+    comparisons = across(peers) if len(peers) > 1 else []
+    lines = {"as drawn, untrained": (_values(initial_cka), UNTRAINED, "s:")}
+    if comparisons:
+        lines["towers of different runs"] = ({each.layer: each.others for each in comparisons}, OTHERS, "^--")
+    if controls:
+        lines[_kind(not linked)] = (_mean(controls), CONTROL, "D-.")
+    path = write_figure(_draw(likenesses, recipe, lines), out / "similarity.png")
     pieces += [
         page.image(path, "CKA of the two towers layer by layer, with the crossings between"),
-        _layers(found, tested, lines),
-        *_crossed(changes_at_crossings(own, recipe)),
-        *_across(between, len(same)),
-        *_over_training(out, run, step, drawn, statistics, pictures, untrained, found),
+        _layers(likenesses, deals, lines),
+        *_crossings(changes_at_crossings(representation, recipe)),
+        *_across(comparisons, len(peers)),
+        *_over_training(out, run, step, initial_network, statistics, pictures, initial_cka, likenesses),
         page.why(
             f"Intervals, 95 %: jackknife over {GROUPS} groups of pictures. The first p: the share of 1,000 orders in "
             "which the pictures of tower b were dealt at random with a CKA as large. Random halves: the maps of both "
@@ -121,8 +121,8 @@ def similarity(
             f"{DEALT_PICTURES} of the pictures at most."
         ),
     ]
-    if left_out:
-        pieces.append(page.why(f"Not compared: {'; '.join(map(printable, left_out))}."))
+    if reasons:
+        pieces.append(page.why(f"Not compared: {'; '.join(map(printable, reasons))}."))
     return _part(*pieces)
 
 
@@ -136,46 +136,49 @@ def _kind(linked):
 
 def _of_others(others, recipe, pictures, gpus, kernels):
     """({name: (`Representation`, whether its towers have links)}, why others are left out)."""
-    found, left_out = {}, []
+    representations, reasons = {}, []
     for name, directory in others.items():
         network, trained = load_run(directory, gpus, kernels)
         if network.recipe.towers == 1:
-            left_out.append(f"{name}, one tower")
+            reasons.append(f"{name}, one tower")
         elif network.recipe.stored_size != recipe.stored_size:
-            left_out.append(f"{name}, pictures of another size")
-        elif len(found) == MOST_NETWORKS - 1:
-            left_out.append(f"{name}, the {MOST_NETWORKS + 1}th network or a later one")
+            reasons.append(f"{name}, pictures of another size")
+        elif len(representations) == MOST_NETWORKS - 1:
+            reasons.append(f"{name}, the {MOST_NETWORKS + 1}th network or a later one")
         else:
             try:
-                found[name] = pictures.seen_by(network, trained.statistics), bool(links(network.recipe))
+                representations[name] = pictures.seen_by(network, trained.statistics), bool(links(network.recipe))
             except ValueError as error:
-                left_out.append(f"{name}, {error}")
-    return found, left_out
+                reasons.append(f"{name}, {error}")
+    return representations, reasons
 
 
-def _values(found: Mapping[str, Estimate]) -> dict[str, float]:
-    return {layer: estimate.value for layer, estimate in found.items()}
+def _values(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    return {layer: estimate.value for layer, estimate in estimates.items()}
 
 
 def _mean(networks):
     """{layer: mean CKA of the two towers of each network}, of layers that all have."""
-    found = [_values(own_cka(network)) for network in networks]
-    shared = [layer for layer in found[0] if all(layer in one for one in found)]
-    return {layer: float(np.mean([one[layer] for one in found])) for layer in shared}
+    curves = [_values(own_cka(network)) for network in networks]
+    layers = [layer for layer in curves[0] if all(layer in curve for curve in curves)]
+    return {layer: float(np.mean([curve[layer] for curve in curves])) for layer in layers}
 
 
-def _verdict(tested):
-    less = [each for each in tested if each.holm_p <= DIVISION_LEVEL]
-    if not tested:
+def _verdict(deals):
+    divisions = [each for each in deals if each.holm_p <= DIVISION_LEVEL]
+    if not deals:
         return "No layer's maps could be dealt at random."
-    if not less:
+    if not divisions:
         return (
-            f"At {_words([each.layer for each in tested])}, whose towers read the same, they are no less alike than "
-            f"random halves of their maps (the smallest corrected p is {min(each.holm_p for each in tested):.2g}): "
+            f"At {_words([each.layer for each in deals])}, whose towers read the same, they are no less alike than "
+            f"random halves of their maps (the smallest corrected p is {min(each.holm_p for each in deals):.2g}): "
             "by this test no division is seen."
         )
     layers = _words(
-        [f"{each.layer} ({each.own:.2f}; halves {each.halves[1]:.2f}, corrected p {each.holm_p:.2g})" for each in less]
+        [
+            f"{each.layer} ({each.own:.2f}; halves {each.halves[1]:.2f}, corrected p {each.holm_p:.2g})"
+            for each in divisions
+        ]
     )
     return f"Less alike than random halves of the maps of both are the towers at {layers}."
 
@@ -184,9 +187,9 @@ def _words(names):
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
 
 
-def _layers(found, tested, lines):
-    by_layer, rows = {each.layer: each for each in tested}, []
-    for each in found:
+def _layers(likenesses, deals, lines):
+    by_layer, rows = {each.layer: each for each in deals}, []
+    for each in likenesses:
         halves = by_layer.get(each.layer)
         rows.append(
             [
@@ -202,12 +205,12 @@ def _layers(found, tested, lines):
     return page.table(names, rows)
 
 
-def _crossed(found):
-    if not found:
+def _crossings(crossings):
+    if not crossings:
         return [page.text("No layer of both towers reads both: there is no crossing to compare across.")]
     rows = [
         [f"{each.before} to {each.after}", _estimate(each.change, "+.3f"), *map(_p, (each.change.p, each.holm_p))]
-        for each in found
+        for each in crossings
     ]
     return [
         page.heading("Before and after each crossing"),
@@ -215,12 +218,14 @@ def _crossed(found):
     ]
 
 
-def _across(found, count):
-    if not found:
+def _across(comparisons, count):
+    if not comparisons:
         return [
             page.why("One such run says nothing about seeds; name several, and towers of different runs are compared.")
         ]
-    rows = [[each.layer, f"{each.own:.2f}", f"{each.others:.2f}", *map(_p, (each.p, each.holm_p))] for each in found]
+    rows = [
+        [each.layer, f"{each.own:.2f}", f"{each.others:.2f}", *map(_p, (each.p, each.holm_p))] for each in comparisons
+    ]
     return [
         page.heading("Two towers of one run, and of different runs"),
         page.table([f"mean CKA, {count} runs", "towers of a run", "of different runs", "p", "p, Holm"], rows),
@@ -235,56 +240,58 @@ def _p(value):
     return "-" if value is None else shown_p(value)
 
 
-def _over_training(out, run, shown, network, statistics, pictures, untrained, found):
-    """A chart, and a column a checkpoint up to step `shown`, of which `found` is: the run may have gone on since.
+def _over_training(out, run, last_step, network, statistics, pictures, initial_cka, likenesses):
+    """A chart, and a column a checkpoint up to `last_step`, of which `likenesses` are: the run may have gone on since.
     network: any of the recipe, whose weights are replaced."""
-    seen = [("as drawn", 0, untrained)]
-    earlier = [(step, place) for step, place in checkpoints.listing(run).items() if step < shown]
-    for step, place in earlier[-MOST_CHECKPOINTS:]:
+    history = [("as drawn", 0, initial_cka)]
+    places = [(step, place) for step, place in checkpoints.listing(run).items() if step < last_step]
+    for step, place in places[-MOST_CHECKPOINTS:]:
         try:
             if read_state(place).recipe.layers != network.recipe.layers:
                 continue
             network.load_merged(load_weights(place))
-            seen.append((f"step {step:,}", step, own_cka(pictures.seen_by(network, statistics))))
+            history.append((f"step {step:,}", step, own_cka(pictures.seen_by(network, statistics))))
         except (UserError, ValueError):  # removed by the run meanwhile, or damaged: `checkpoint` tells
             continue
-    if len(seen) == 1:
+    if len(history) == 1:
         return [page.why("The run has one checkpoint: over training there is nothing more to compare.")]
-    seen.append(("newest", shown, {each.layer: each.cka for each in found if each.cka}))
-    layers = [each.layer for each in found]
-    figure = _draw_training([(step, of_step) for _, step, of_step in seen], layers)
+    history.append(("newest", last_step, {each.layer: each.cka for each in likenesses if each.cka}))
+    layers = [each.layer for each in likenesses]
+    figure = _draw_training([(step, of_step) for _, step, of_step in history], layers)
     path = write_figure(figure, out / "similarity_training.png")
-    rows = [[layer, *(_estimate(of_step.get(layer)) for *_, of_step in seen)] for layer in layers]
+    rows = [[layer, *(_estimate(of_step.get(layer)) for *_, of_step in history)] for layer in layers]
     return [
         page.heading("Over training"),
         page.image(path, "CKA of the two towers against steps, a line a layer, with its interval as a band"),
-        page.table(["CKA of the towers", *(name for name, *_ in seen)], rows),
+        page.table(["CKA of the towers", *(name for name, *_ in history)], rows),
     ]
 
 
-def _estimate(found, form=".2f"):
-    if found is None:
+def _estimate(estimate, form=".2f"):
+    if estimate is None:
         return "-"
-    return f"{found.value:{form}} ({found.interval[0]:{form}} to {found.interval[1]:{form}})".replace(
+    return f"{estimate.value:{form}} ({estimate.interval[0]:{form}} to {estimate.interval[1]:{form}})".replace(
         "-", "\N{MINUS SIGN}"
     )
 
 
-def _draw_training(seen: Sequence[tuple[int, Mapping[str, Estimate]]], layers: Sequence[str]) -> "Figure":
-    """CKA against steps, a line a layer; seen: [(step, {layer: `Estimate`})], as drawn at 0."""
+def _draw_training(history: Sequence[tuple[int, Mapping[str, Estimate]]], layers: Sequence[str]) -> "Figure":
+    """CKA against steps, a line a layer; history: [(step, {layer: `Estimate`})], as drawn at 0."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(NARROW, 3.6), layout="constrained", facecolor="white")
     axes = figure.subplots()
     for number, layer in enumerate(layers):
-        shown = [(step, of_step[layer]) for step, of_step in seen if layer in of_step]
-        if not shown:
+        points = [(step, of_step[layer]) for step, of_step in history if layer in of_step]
+        if not points:
             continue
-        steps, found = zip(*shown)
+        steps, estimates = zip(*points)
         look = {"color": LAYERS[number % len(LAYERS)], "marker": "os^Dv<>"[number % 7]}
-        axes.plot(steps, [one.value for one in found], markersize=4, linewidth=1.2, label=layer, **look)
-        axes.fill_between(steps, *zip(*(one.interval for one in found)), color=look["color"], alpha=0.2, linewidth=0)
+        axes.plot(steps, [estimate.value for estimate in estimates], markersize=4, linewidth=1.2, label=layer, **look)
+        axes.fill_between(
+            steps, *zip(*(estimate.interval for estimate in estimates)), color=look["color"], alpha=0.2, linewidth=0
+        )
     axes.set(xlabel="step", ylabel="CKA", ylim=(min(-0.05, axes.get_ylim()[0]), 1.02))
     axes.set_title("Likeness of the two towers over training", fontsize=9.5)
     axes.grid(alpha=0.3)
@@ -293,19 +300,19 @@ def _draw_training(seen: Sequence[tuple[int, Mapping[str, Estimate]]], layers: S
 
 
 def _draw(
-    found: Sequence[Alike], recipe: Recipe, lines: Mapping[str, tuple[Mapping[str, float], str, str]]
+    likenesses: Sequence[Alike], recipe: Recipe, lines: Mapping[str, tuple[Mapping[str, float], str, str]]
 ) -> "Figure":
     """CKA against layers, with intervals; lines: {name: ({layer: CKA}, colour, style)} of what it is compared with."""
     # Imported late: it takes a second. The object interface draws without a display and without global state.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(NARROW, 3.6), layout="constrained", facecolor="white")
-    axes, names = figure.subplots(), [each.layer for each in found]
-    sure = [(place, each.cka) for place, each in enumerate(found) if each.cka]
+    axes, names = figure.subplots(), [each.layer for each in likenesses]
+    points = [(place, each.cka) for place, each in enumerate(likenesses) if each.cka]
     axes.errorbar(
-        [place for place, _ in sure],
-        [estimate.value for _, estimate in sure],
-        np.array([estimate.interval[1] - estimate.value for _, estimate in sure]),
+        [place for place, _ in points],
+        [estimate.value for _, estimate in points],
+        np.array([estimate.interval[1] - estimate.value for _, estimate in points]),
         fmt="o-",
         color=OWN,
         markersize=4.5,
@@ -313,10 +320,10 @@ def _draw(
         label="the towers of this run",
     )
     for name, (values, colour, style) in lines.items():
-        shown = [place for place, layer in enumerate(names) if layer in values]
+        places = [place for place, layer in enumerate(names) if layer in values]
         axes.plot(
-            shown,
-            [values[names[place]] for place in shown],
+            places,
+            [values[names[place]] for place in places],
             style,
             color=colour,
             markersize=4,
@@ -325,8 +332,8 @@ def _draw(
         )
     reads_both = [
         place
-        for place, layer in enumerate(names)
-        if place and any(one.name == layer and one.reads == "both" for one in recipe.layers)
+        for place, name in enumerate(names)
+        if place and any(layer.name == name and layer.reads == "both" for layer in recipe.layers)
     ]
     for number, place in enumerate(reads_both):
         label = None if number else "a crossing"

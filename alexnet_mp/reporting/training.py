@@ -28,19 +28,18 @@ def training(out: Path, lines: Sequence[dict], recipe: Recipe, classes: int) -> 
     paths = [
         write_figure(figure, out / f"training_{name}.png") for name, figure in draw_training(lines, classes).items()
     ]
-    last, apart, steps = epochs[-1], gap(epochs), sum(line["kind"] == "train" for line in lines)
+    entry, difference, steps = epochs[-1], gap(epochs), sum(line["kind"] == "train" for line in lines)
     words = (
-        f"{steps:,} step{'s' * (steps > 1)}, into epoch {last['epoch']} of {recipe.epochs}; batch size "
+        f"{steps:,} step{'s' * (steps > 1)}, into epoch {entry['epoch']} of {recipe.epochs}; batch size "
         f"{recipe.batch_size}, "
-        f"seed {recipe.seed}. In the last of these epochs the training loss was {last['loss']:.3f} and the "
+        f"seed {recipe.seed}. In the last of these epochs the training loss was {entry['loss']:.3f} and the "
         "training error "
-        f"{last['top1_error']:.2f} % top-1, with dropout and augmentation."
+        f"{entry['top1_error']:.2f} % top-1, with dropout and augmentation."
     )
-    if apart is not None:
+    if difference is not None:
         words += (
-            f" Validation minus training error, top-1, at epoch {apart[0]}: {apart[1]:+.2f} points; validation is "
-            "measured after "
-            "the epoch, training is the mean over it."
+            f" Validation minus training error, top-1, at epoch {difference[0]}: {difference[1]:+.2f} points; "
+            "validation is measured after the epoch, training is the mean over it."
         )
     pieces = [page.text(words), page.panels(zip(paths, ALT))]
     columns = 4 if top5_tells(classes) else 3
@@ -61,18 +60,18 @@ def epochs_of(lines: Sequence[dict]) -> list[dict]:
     {"epoch", "loss", "top1_error"}: means over the epoch's steps, with dropout and augmentation, so higher than the
     same images would have in a test. {"val_loss", "val_top1_error", "val_top5_error"} where it was validated after it:
     the centre view."""
-    found = {}
+    by_epoch = {}
     for line in lines:
         if line["kind"] == "train":
-            found.setdefault(line["epoch"], {"losses": [], "errors": []})
-            found[line["epoch"]]["losses"].append(line["loss"])
-            found[line["epoch"]]["errors"].append(line["top1_error"])
+            by_epoch.setdefault(line["epoch"], {"losses": [], "errors": []})
+            by_epoch[line["epoch"]]["losses"].append(line["loss"])
+            by_epoch[line["epoch"]]["errors"].append(line["top1_error"])
     for line in lines:
-        if line["kind"] == "val" and line["epoch"] in found:
-            found[line["epoch"]] |= {f"val_{name}": line[name] for name in ("loss", "top1_error", "top5_error")}
+        if line["kind"] == "val" and line["epoch"] in by_epoch:
+            by_epoch[line["epoch"]] |= {f"val_{name}": line[name] for name in ("loss", "top1_error", "top5_error")}
     return [
         {"epoch": epoch, "loss": mean(entry.pop("losses")), "top1_error": mean(entry.pop("errors")), **entry}
-        for epoch, entry in sorted(found.items())
+        for epoch, entry in sorted(by_epoch.items())
     ]
 
 
@@ -82,10 +81,8 @@ def gap(epochs: Sequence[dict]) -> tuple[int, float] | None:
 
     Below 0 for a network that dropout and augmentation hold back in training.
     """
-    validated = [entry for entry in epochs if "val_top1_error" in entry]
-    return (
-        (validated[-1]["epoch"], validated[-1]["val_top1_error"] - validated[-1]["top1_error"]) if validated else None
-    )
+    entries = [entry for entry in epochs if "val_top1_error" in entry]
+    return (entries[-1]["epoch"], entries[-1]["val_top1_error"] - entries[-1]["top1_error"]) if entries else None
 
 
 def draw_training(lines: Sequence[dict], classes: int) -> "dict[str, Figure]":
@@ -95,12 +92,12 @@ def draw_training(lines: Sequence[dict], classes: int) -> "dict[str, Figure]":
     from matplotlib.ticker import MaxNLocator
 
     epochs = epochs_of(lines)
-    drawn = {
+    figures = {
         name: Figure(figsize=(PANEL[0], 3.5), layout="constrained", facecolor="white") for name in ("loss", "errors")
     }
-    loss, error = (figure.subplots() for figure in drawn.values())
+    loss, error = (figure.subplots() for figure in figures.values())
     x = [entry["epoch"] for entry in epochs]
-    validated = [entry for entry in epochs if "val_loss" in entry]
+    validations = [entry for entry in epochs if "val_loss" in entry]
     loss.plot(x, [entry["loss"] for entry in epochs], "o-", color=TRAINING, markersize=3, label="training")
     loss.axhline(
         math.log(classes), color="#777777", linestyle="--", linewidth=0.8, label=f"ln({classes}), all classes alike"
@@ -114,16 +111,16 @@ def draw_training(lines: Sequence[dict], classes: int) -> "dict[str, Figure]":
         (error, "val_top5_error", "^--", "top-5, validation"),
     )[: 3 if top5_tells(classes) else 2]:
         axes.plot(
-            [entry["epoch"] for entry in validated],
-            [entry[name] for entry in validated],
+            [entry["epoch"] for entry in validations],
+            [entry[name] for entry in validations],
             style,
             color=VALIDATION,
             markersize=3,
             label=label,
         )
-    fallen = drops(lines)
+    drop_epochs = drops(lines)
     for axes in (loss, error):
-        mark_drops(axes, [epoch - 0.5 for epoch in fallen])
+        mark_drops(axes, [epoch - 0.5 for epoch in drop_epochs])
         axes.set(xlabel="epoch", xlim=(0.5, max([*x, 1]) + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -133,4 +130,4 @@ def draw_training(lines: Sequence[dict], classes: int) -> "dict[str, Figure]":
         )
     loss.set(ylabel="cross-entropy loss (nats)", ylim=(0, None))
     error.set(ylabel="error (%)", ylim=(0, 100))
-    return drawn
+    return figures

@@ -44,24 +44,24 @@ def build_index(
     out: where it is, or will be; None: RUN/retrieval. What is there and fits is used. Raises UserError where it
     doesn't."""
     out = Path(out or Path(run) / OF_A_RUN)
-    (opened,) = open_runs([run], data, SPLITS, gpus, kernels, pipeline, workers, batch_size)
-    network, found = load_run(run, gpus, kernels)
-    source = _source(run, out, network, found, opened.dataset)
+    (opened_run,) = open_runs([run], data, SPLITS, gpus, kernels, pipeline, workers, batch_size)
+    network, metadata = load_run(run, gpus, kernels)
+    source = _source(run, out, network, metadata, opened_run.dataset)
     if os.path.lexists(out):
-        index = _fitting(out, source, opened.dataset)
+        index = _existing_index(out, source, opened_run.dataset)
     else:
         _refuse_place(out, source)
-        with _alone(out):
+        with _lock_of(out):
             if os.path.lexists(out):  # another process has made it meanwhile
-                index = _fitting(out, source, opened.dataset)
+                index = _existing_index(out, source, opened_run.dataset)
             else:
-                index = _made(run, out, source, network, opened)
+                index = _new_index(run, out, source, network, opened_run)
     add_codes(index, bits, seed)
     return index
 
 
 @contextmanager
-def _alone(out):
+def _lock_of(out):
     """Two processes that write one index do so one after the other."""
     lock = out.with_name(f"{out.name}.lock")
     with held(lock, f"{out}: another process is writing this index; waiting for it"):
@@ -71,31 +71,31 @@ def _alone(out):
             lock.unlink(missing_ok=True)
 
 
-def _fitting(out, source, dataset):
+def _existing_index(out, source, dataset):
     """The `Index` that is there. Raises UserError where it is of something else."""
     index = Index(out)
-    before = index.described.source.fingerprint
-    changed = difference(before, dataset)
-    if not changed:  # noted as a former version did, where it is another
-        source = replace(source, fingerprint=before)
+    fingerprint = index.described.source.fingerprint
+    change = difference(fingerprint, dataset)
+    if not change:  # noted as a former version did, where it is another
+        source = replace(source, fingerprint=fingerprint)
     if reason := source_difference(index.described.source, source):
         raise UserError(
-            f"{out}: {reason}{f' ({changed})' if changed else ''}; choose another directory for the index, or remove it"
+            f"{out}: {reason}{f' ({change})' if change else ''}; choose another directory for the index, or remove it"
         )
-    without = "" if before == dataset.fingerprint else " (it was made without the times of the pictures)"
-    say(f"{out} is there and fits{without}")
+    remark = "" if fingerprint == dataset.fingerprint else " (it was made without the times of the pictures)"
+    say(f"{out} is there and fits{remark}")
     return index
 
 
-def _made(run, out, source, network, opened):
+def _new_index(run, out, source, network, opened_run):
     of_splits = {}
     for split in SPLITS:
         with progress(f"{split}, {source.layer}", source.images[split]) as advance:
-            of_splits[split] = features(network, opened.pipeline, split, opened.batch_size, advance)
+            of_splits[split] = features(network, opened_run.pipeline, split, opened_run.batch_size, advance)
         if not np.isfinite(of_splits[split].hidden).all():
             raise UserError(f"{run}: its {source.layer} has values that are not finite; it diverged")
-    dataset = opened.dataset
-    names = {split: [_relative(name, dataset.source) for name in dataset.splits[split].names] for split in SPLITS}
+    dataset = opened_run.dataset
+    names = {split: [_relative_name(name, dataset.source) for name in dataset.splits[split].names] for split in SPLITS}
     packages = {name: package_version(name) for name in (*PACKAGES, "faiss-cpu")}
     index = write_index(out, source, packages, source_commit(), of_splits, names)
     counts = ", ".join(f"{count:,} {split}" for split, count in source.images.items())
@@ -107,7 +107,7 @@ def add_codes(index: Index, bits: Iterable[int], seed: int = 0) -> None:
     """Learn what the index lacks of these lengths."""
     if set(bits) <= set(index.lengths):
         return
-    with _alone(index.path):
+    with _lock_of(index.path):
         index.read_again()  # another process may have added some meanwhile
         _add_codes(index, bits, seed)
 
@@ -125,12 +125,12 @@ def _add_codes(index, bits, seed):
         )
 
 
-def _source(run, out, network, found, dataset):
-    recipe, classes = network.recipe, found.classes
+def _source(run, out, network, metadata, dataset):
+    recipe, classes = network.recipe, metadata.classes
     size = sizes(recipe, len(classes))[-2]  # `last_hidden` of it
     return Source(
         os.path.relpath(run, out),
-        found.checkpoint.name,
+        metadata.checkpoint.name,
         weights_digest(network),
         recipe.name,
         last_hidden(recipe).name,
@@ -163,7 +163,7 @@ def _refuse_place(out, source):
         )
 
 
-def _relative(name, root):
+def _relative_name(name, root):
     """A picture's name in its data set; a folder's pictures have paths."""
     absolute = os.path.abspath(name)
     return os.path.relpath(absolute, root) if os.path.isabs(root) and absolute.startswith(f"{root}{os.sep}") else name

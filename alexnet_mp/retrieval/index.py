@@ -94,7 +94,7 @@ class Index:
 
     def read_again(self) -> None:
         """Take in the codes that another process has added since."""
-        self.described = _described(self.path)
+        self.described = _manifest(self.path)
 
     @property
     def lengths(self) -> list[int]:
@@ -121,9 +121,9 @@ class Index:
         """(their encoder, {"train": (N, bits / 8) uint8, "val": ...}). Raises UserError where it has no such
         length."""
         if str(bits) not in self.described.codes:
-            there = f", only of {', '.join(map(str, self.lengths))}" if self.lengths else ""
+            lengths = f", only of {', '.join(map(str, self.lengths))}" if self.lengths else ""
             raise UserError(
-                f"{self.path}: it has no codes of {bits} bits{there}; retrieve index with --bits {bits} adds them"
+                f"{self.path}: it has no codes of {bits} bits{lengths}; retrieve index with --bits {bits} adds them"
             )
         file = _codes_file(bits)
         tensors = load(self._content(file, {file: self.described.codes[str(bits)].sha256}))
@@ -133,22 +133,22 @@ class Index:
     def add_codes(self, bits: int, seed: int, advance: Callable[[int], None]) -> Codes:
         """Learn codes of this length from the training pictures, keep them, and return how."""
         train, val = (self.features(split).hidden for split in SPLITS)
-        trained = short_codes.train(train, bits, seed, advance)
-        tensors = {**vars(trained.encoder), "train": trained.encoder.codes(train), "val": trained.encoder.codes(val)}
+        training = short_codes.train(train, bits, seed, advance)
+        tensors = {**vars(training.encoder), "train": training.encoder.codes(train), "val": training.encoder.codes(val)}
         content = save(tensors)
         codes = Codes(
             hashlib.sha256(content).hexdigest(),
-            trained.epochs,
+            training.epochs,
             seed,
-            trained.loss,
-            float(trained.ones.min()),
-            float(trained.ones.max()),
+            training.loss,
+            float(training.ones.min()),
+            float(training.ones.max()),
         )
-        described = replace(_described(self.path), codes={**_described(self.path).codes, str(bits): codes})
+        manifest = replace(_manifest(self.path), codes={**_manifest(self.path).codes, str(bits): codes})
         with durable_files.writing(self.path):
             durable_files.replace(self.path / _codes_file(bits), content)
-            durable_files.replace(self.path / INDEX, described.to_bytes())
-        self.described = described
+            durable_files.replace(self.path / INDEX, manifest.to_bytes())
+        self.described = manifest
         return codes
 
     def _content(self, name, sha256):
@@ -170,29 +170,29 @@ def write_index(
     """
     contents = {
         f"{split}.safetensors": save(
-            {"features": found.hidden, "pixels": found.pixels.astype(np.float16), "labels": found.labels}
+            {"features": of_split.hidden, "pixels": of_split.pixels.astype(np.float16), "labels": of_split.labels}
         )
-        for split, found in features.items()
+        for split, of_split in features.items()
     }
     contents[NAMES] = json.dumps(names).encode() + b"\n"
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    described = Described("alexnet_mp retrieval index", 1, source, packages, commit, digests, {})
-    with durable_files.writing(directory), durable_files.new_directory(directory) as partial:
-        for name, content in {**contents, INDEX: described.to_bytes()}.items():
-            durable_files.write(partial / name, [content])
+    manifest = Described("alexnet_mp retrieval index", 1, source, packages, commit, digests, {})
+    with durable_files.writing(directory), durable_files.new_directory(directory) as staging:
+        for name, content in {**contents, INDEX: manifest.to_bytes()}.items():
+            durable_files.write(staging / name, [content])
     return Index(directory)
 
 
-def source_difference(found: Source, wanted: Source) -> str | None:
+def source_difference(source: Source, other: Source) -> str | None:
     """In words, why an index of one `Source` can't serve for another; None where it can. A run and its data may have
     moved."""
-    if found.weights_sha256 != wanted.weights_sha256:
-        same = found.checkpoint == wanted.checkpoint
-        return f"it is of other weights, {found.recipe} at {found.checkpoint}" + (
-            "" if same else f", and the run is at {wanted.checkpoint}"
+    if source.weights_sha256 != other.weights_sha256:
+        same = source.checkpoint == other.checkpoint
+        return f"it is of other weights, {source.recipe} at {source.checkpoint}" + (
+            "" if same else f", and the run is at {other.checkpoint}"
         )
-    if found.fingerprint != wanted.fingerprint or found.classes != wanted.classes or found.images != wanted.images:
-        return f"it is of other pictures, {found.data}"
+    if source.fingerprint != other.fingerprint or source.classes != other.classes or source.images != other.images:
+        return f"it is of other pictures, {source.data}"
     return None
 
 
@@ -200,7 +200,7 @@ def _codes_file(bits):
     return f"codes_{bits}.safetensors"
 
 
-def _described(directory):
+def _manifest(directory):
     file = directory / INDEX
     try:
         content = durable_files.read(file, 64 << 20)
@@ -213,7 +213,7 @@ def _described(directory):
         fields = json.loads(content)
         # A name may be no UTF-8. Python's surrogates for it are no JSON text to pydantic, so they are put back
         # afterwards.
-        described = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
+        manifest = _ADAPTER.validate_json(json.dumps(fields, ensure_ascii=False).encode(errors="replace"))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "(all)"
@@ -222,7 +222,7 @@ def _described(directory):
         raise UserError(f"{file} is damaged, or of another version: it is no JSON ({error})") from None
     source = fields["source"]
     names = {name: tuple(source[name]) for name in ("classes", "class_names")}
-    return replace(described, source=replace(described.source, run=source["run"], data=source["data"], **names))
+    return replace(manifest, source=replace(manifest.source, run=source["run"], data=source["data"], **names))
 
 
 def _read(path, sha256):

@@ -40,36 +40,36 @@ def measures(
     distances: (Q, N); relevant: (Q, N) bool. Of fewer than k pictures all count as the k nearest. Without a relevant
     picture the average precision is 0."""
     precision, average = {k: [] for k in at}, []
-    for of_query, wanted in zip(distances, relevant, strict=True):
-        expected = _expected(of_query, wanted)
-        found = np.cumsum(expected.chance)
+    for of_query, relevance in zip(distances, relevant, strict=True):
+        ranking = _ranking(of_query, relevance)
+        hits = np.cumsum(ranking.chance)
         for k in at:
-            least = min(k, len(found))
-            precision[k].append(found[least - 1] / least)
-        place = np.arange(1, len(found) + 1)
-        average.append((expected.chance * expected.found / place).sum() / max(1, wanted.sum()))
+            depth = min(k, len(hits))
+            precision[k].append(hits[depth - 1] / depth)
+        place = np.arange(1, len(hits) + 1)
+        average.append((ranking.chance * ranking.found / place).sum() / max(1, relevance.sum()))
     return {k: np.array(values) for k, values in precision.items()}, np.array(average)
 
 
 @dataclass(frozen=True)
-class _Expected:
+class _Ranking:
     """Of each place of a ranking, over all orders of pictures that tie; (N,) float64 each."""
 
     chance: np.ndarray  # that the picture there is relevant
     found: np.ndarray  # relevant pictures up to and with this place, given that this one is
 
 
-def _expected(distances, relevant):
+def _ranking(distances, relevant):
     order = np.argsort(distances, kind="stable")
-    ranked, wanted = distances[order], relevant[order]
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    sizes = np.diff(np.r_[starts, len(ranked)])
-    hits = np.add.reduceat(wanted.astype(np.float64), starts)
+    sorted_distances, relevance = distances[order], relevant[order]
+    starts = np.flatnonzero(np.r_[True, sorted_distances[1:] != sorted_distances[:-1]])
+    sizes = np.diff(np.r_[starts, len(sorted_distances)])
+    hits = np.add.reduceat(relevance.astype(np.float64), starts)
     before = np.cumsum(hits) - hits
     group = np.repeat(np.arange(len(starts)), sizes)
-    within = np.arange(len(ranked)) - starts[group]  # pictures of its own distance that come before it
-    others = within * (hits - 1)[group] / np.maximum(sizes - 1, 1)[group]
-    return _Expected((hits / sizes)[group], before[group] + others + 1)
+    rank = np.arange(len(sorted_distances)) - starts[group]  # pictures of its own distance that come before it
+    tied_hits = rank * (hits - 1)[group] / np.maximum(sizes - 1, 1)[group]
+    return _Ranking((hits / sizes)[group], before[group] + tied_hits + 1)
 
 
 def gathered(parts: Iterable[tuple[dict[int, np.ndarray], np.ndarray]], at: Sequence[int] = AT) -> Measures:
@@ -103,17 +103,17 @@ def measure(
     train, val = index.features("train"), index.features("val")
     rows = evenly(len(val.labels), most_queries)
     entries = []
-    for by, bits, kind, size, stored, queries in _searches(index, lengths, train, val, pixel_codes):
+    for by, bits, kind, size, vectors, queries in _searches(index, lengths, train, val, pixel_codes):
         entry = {"by": by, "bits": bits, "codes": kind, "bytes_per_picture": size}
-        found = _of_search(
-            by, stored, queries[rows], train.labels, val.labels[rows], f"{kind or ''} {by} {bits or ''}".strip()
+        means = _of_search(
+            by, vectors, queries[rows], train.labels, val.labels[rows], f"{kind or ''} {by} {bits or ''}".strip()
         )
         entry |= {
-            "precision": {str(k): value for k, value in found.precision.items()},
-            "mean_average_precision": found.mean_average_precision,
+            "precision": {str(k): value for k, value in means.precision.items()},
+            "mean_average_precision": means.mean_average_precision,
         }
         if speed:
-            entry["queries_per_second"] = _speed(by, stored, queries[rows])
+            entry["queries_per_second"] = _speed(by, vectors, queries[rows])
         entries.append(entry)
     source = index.described.source
     record = {
@@ -148,23 +148,30 @@ def _pixel_distance(train, val, rows):
     all training pictures; "nearer": the share of them that are nearer in pixels than a neighbour by the layer, 0.5
     where it might be any.
     """
-    _, near = nearest(exact_index("fc7", train.hidden), val.hidden[rows], NEIGHBOURS)
+    _, neighbours = nearest(exact_index("fc7", train.hidden), val.hidden[rows], NEIGHBOURS)
     sums = np.zeros(4)
     for start in range(0, len(rows), QUERIES_AT_ONCE):
         part = slice(start, start + QUERIES_AT_ONCE)
         distances = np.sqrt(np.maximum(all_distances("pixels", train.pixels, val.pixels[rows[part]]), 0))
-        ranked, found = np.sort(distances, axis=1), np.take_along_axis(distances, near[part], 1)
+        ranking, to_neighbours = np.sort(distances, axis=1), np.take_along_axis(distances, neighbours[part], 1)
         places = [
-            (np.searchsorted(row, of, "left") + np.searchsorted(row, of, "right")) / 2 for row, of in zip(ranked, found)
+            (np.searchsorted(row, values, "left") + np.searchsorted(row, values, "right")) / 2
+            for row, values in zip(ranking, to_neighbours)
         ]
         sums += [
-            found.mean(1).sum(),
-            ranked[:, :NEIGHBOURS].mean(1).sum(),
-            ranked.mean(1).sum(),
-            (np.array(places).mean(1) / ranked.shape[1]).sum(),
+            to_neighbours.mean(1).sum(),
+            ranking[:, :NEIGHBOURS].mean(1).sum(),
+            ranking.mean(1).sum(),
+            (np.array(places).mean(1) / ranking.shape[1]).sum(),
         ]
     by_layer, by_pixels, to_any, nearer = (sums / len(rows)).tolist()
-    return {"neighbours": near.shape[1], "by_layer": by_layer, "by_pixels": by_pixels, "any": to_any, "nearer": nearer}
+    return {
+        "neighbours": neighbours.shape[1],
+        "by_layer": by_layer,
+        "by_pixels": by_pixels,
+        "any": to_any,
+        "nearer": nearer,
+    }
 
 
 def _searches(index, lengths, train, val, pixel_codes):
@@ -180,7 +187,7 @@ def _searches(index, lengths, train, val, pixel_codes):
             bits,
             "random",
             bits // 8,
-            *(short_codes.random_codes(some.hidden, bits, train.hidden) for some in (train, val)),
+            *(short_codes.random_codes(features.hidden, bits, train.hidden) for features in (train, val)),
         )
         if pixel_codes:
             count = len(train.labels)
@@ -189,24 +196,24 @@ def _searches(index, lengths, train, val, pixel_codes):
             yield "codes", bits, "pixel", bits // 8, encoder.codes(train.pixels), encoder.codes(val.pixels)
 
 
-def _of_search(by, stored, queries, labels, wanted, what):
+def _of_search(by, vectors, queries, labels, query_labels, what):
     parts = []
     with progress(f"measuring {what}", len(queries), "queries") as advance:
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
-            parts.append(measures(all_distances(by, stored, queries[part]), labels == wanted[part, None]))
-            advance(len(wanted[part]))
+            parts.append(measures(all_distances(by, vectors, queries[part]), labels == query_labels[part, None]))
+            advance(len(query_labels[part]))
     return gathered(parts)
 
 
-def _chance(labels, wanted):
+def _chance(labels, query_labels):
     """The precision of a ranking at random."""
-    return float(np.mean([(labels == label).mean() for label in wanted]))
+    return float(np.mean([(labels == label).mean() for label in query_labels]))
 
 
-def _speed(by, stored, queries, k=6):
+def _speed(by, vectors, queries, k=6):
     """Queries a second, k nearest, in batches of `AT_ONCE`; not the time to read the vectors."""
-    index, queries = exact_index(by, stored), queries[:TIMED]
+    index, queries = exact_index(by, vectors), queries[:TIMED]
     nearest(index, queries[:1], k)
     start = time.perf_counter()
     nearest(index, queries, k)
@@ -214,9 +221,9 @@ def _speed(by, stored, queries, k=6):
 
 
 def _synthetic(bits):
-    random = np.random.Generator(np.random.Philox(key=bits))
-    codes = random.integers(0, 256, (SYNTHETIC, bits // 8), np.uint8)
-    return _speed("codes", codes, random.integers(0, 256, (TIMED, bits // 8), np.uint8))
+    generator = np.random.Generator(np.random.Philox(key=bits))
+    codes = generator.integers(0, 256, (SYNTHETIC, bits // 8), np.uint8)
+    return _speed("codes", codes, generator.integers(0, 256, (TIMED, bits // 8), np.uint8))
 
 
 def table(record: dict) -> Iterator[str]:
@@ -244,11 +251,11 @@ def table(record: dict) -> Iterator[str]:
                 *([f"{entry['queries_per_second']:9,.0f}"] if speed else []),
             ]
         )
-    found = record["pixel_distance"]
+    distance = record["pixel_distance"]
     yield (
-        f"in pixels: {found['by_layer']:,.0f} grey levels to the {found['neighbours']} nearest by "
-        f"{record['layer']}, {found['by_pixels']:,.0f} to the nearest by pixels, {found['any']:,.0f} to any; "
-        f"{100 * found['nearer']:.1f} % of all training pictures are nearer in pixels than a neighbour by "
+        f"in pixels: {distance['by_layer']:,.0f} grey levels to the {distance['neighbours']} nearest by "
+        f"{record['layer']}, {distance['by_pixels']:,.0f} to the nearest by pixels, {distance['any']:,.0f} to any; "
+        f"{100 * distance['nearer']:.1f} % of all training pictures are nearer in pixels than a neighbour by "
         f"{record['layer']}"
     )
     for entry in record.get("synthetic", ()):

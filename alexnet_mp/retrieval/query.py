@@ -21,10 +21,10 @@ def index_at(path: str) -> Index:
     """The `Index` at a path, or that of the run there. Raises UserError."""
     if os.path.exists(os.path.join(path, INDEX)) or not os.path.exists(os.path.join(path, RUN)):
         return Index(path)
-    inside = os.path.join(path, OF_A_RUN)
-    if not os.path.lexists(inside):
+    folder = os.path.join(path, OF_A_RUN)
+    if not os.path.lexists(folder):
         raise UserError(f"{path} is a run without an index; {typed('retrieve', 'index', path)} makes one")
-    return Index(inside)
+    return Index(folder)
 
 
 def network_of(index: Index, run: str | None, gpus: str, kernels: str) -> tuple[TwoTowerAlexNet, Trained]:
@@ -33,13 +33,14 @@ def network_of(index: Index, run: str | None, gpus: str, kernels: str) -> tuple[
     run: None: where the run was, as seen from the index."""
     source = index.described.source
     run = run or os.path.normpath(index.path / source.run)
-    network, found = load_run(run, gpus, kernels)
+    network, metadata = load_run(run, gpus, kernels)
     if weights_digest(network) != source.weights_sha256:
         raise UserError(
-            f"{index.path} is of the weights of {source.checkpoint}, and {run} has others at {found.checkpoint.name}; "
+            f"{index.path} is of the weights of {source.checkpoint}, and {run} has others at "
+            f"{metadata.checkpoint.name}; "
             f"{typed('retrieve', 'index', run, '--out', 'DIR')} makes an index of these"
         )
-    return network, found
+    return network, metadata
 
 
 def code_length(index: Index, by: str, bits: int | None, run: str | None) -> int | None:
@@ -61,10 +62,10 @@ def stored_pictures(index: Index, data: str | None, size: int, drawn: bool = Fal
     source = index.described.source
     try:
         dataset = open_dataset(source.data if data is None else data, size, SPLITS)
-        changed = difference(source.fingerprint, dataset)
-        if not changed:
+        change = difference(source.fingerprint, dataset)
+        if not change:
             return dataset.splits["train"]
-        reason = f"{data or source.data} holds other pictures now: {changed}"
+        reason = f"{data or source.data} holds other pictures now: {change}"
     except UserError as error:
         reason = str(error) if data else f"{source.data}: {reason_of(error, source.data)}"
     print(

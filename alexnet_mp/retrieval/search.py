@@ -22,27 +22,27 @@ class Search:
     """
 
     def __init__(self, index: Index, by: Literal["fc7", "codes", "pixels"], bits: int | None = None):
-        stored, self.by = index.features("train"), by
-        self.labels, self.encoder = stored.labels, None
+        features, self.by = index.features("train"), by
+        self.labels, self.encoder = features.labels, None
         if by == "codes":
             self.encoder, codes = index.codes(bits)
             self.exact = exact_index(by, codes["train"])
         else:
-            self.exact = exact_index(by, stored.hidden if by == "fc7" else stored.pixels)
+            self.exact = exact_index(by, features.hidden if by == "fc7" else features.pixels)
 
     def __call__(self, queries: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
         match self.by:
             case "fc7":
-                asked = queries.hidden
+                vectors = queries.hidden
             case "codes":
-                asked = self.encoder.codes(queries.hidden)
+                vectors = self.encoder.codes(queries.hidden)
             case "pixels":
-                asked = queries.pixels.astype(np.float16).astype(np.float32)  # as they are stored
-        return nearest(self.exact, asked, k)
+                vectors = queries.pixels.astype(np.float16).astype(np.float32)  # as they are stored
+        return nearest(self.exact, vectors, k)
 
 
 def exact_index(
-    by: Literal["fc7", "codes", "pixels"], stored: np.ndarray
+    by: Literal["fc7", "codes", "pixels"], vectors: np.ndarray
 ) -> "faiss.IndexFlatL2 | faiss.IndexBinaryFlat":
     """A faiss index of everything that is stored, compared one by one: no approximation.
 
@@ -50,8 +50,8 @@ def exact_index(
     distances."""
     import faiss  # imported late: it takes half a second
 
-    index = faiss.IndexBinaryFlat(8 * stored.shape[1]) if by == "codes" else faiss.IndexFlatL2(stored.shape[1])
-    index.add(np.ascontiguousarray(stored))
+    index = faiss.IndexBinaryFlat(8 * vectors.shape[1]) if by == "codes" else faiss.IndexFlatL2(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors))
     return index
 
 
@@ -70,9 +70,9 @@ def nearest(
     return (np.sqrt(np.maximum(distances, 0)) if distances.dtype == np.float32 else distances), numbers
 
 
-def all_distances(by: Literal["fc7", "codes", "pixels"], stored: np.ndarray, queries: np.ndarray) -> np.ndarray:
+def all_distances(by: Literal["fc7", "codes", "pixels"], vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """(Q, N) distances as an `exact_index` of `by` has them: for rankings of everything."""
     if by == "codes":
-        signs = [2 * np.unpackbits(codes, axis=1).astype(np.float32) - 1 for codes in (queries, stored)]
+        signs = [2 * np.unpackbits(codes, axis=1).astype(np.float32) - 1 for codes in (queries, vectors)]
         return (signs[0].shape[1] - signs[0] @ signs[1].T) / 2  # whole numbers below 2^24: exact
-    return (queries**2).sum(1)[:, None] - 2 * queries @ stored.T + (stored**2).sum(1)
+    return (queries**2).sum(1)[:, None] - 2 * queries @ vectors.T + (vectors**2).sum(1)

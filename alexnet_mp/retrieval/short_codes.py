@@ -78,7 +78,7 @@ def train(
     pictures, `passes` times N in all."""
     centre, scale = standard(features)
     inputs = torch.from_numpy((features - centre) / scale)
-    weights = _initial(inputs.shape[1], bits, seed)
+    weights = _initial_weights(inputs.shape[1], bits, seed)
     optimizer = torch.optim.Adam(weights.values(), RATE)
     epochs, batches = passes(len(inputs)), -(-len(inputs) // BATCH)
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
@@ -87,7 +87,7 @@ def train(
         for rows in torch.randperm(len(inputs), generator=shuffles).split(BATCH):
             batch = inputs[rows]
             optimizer.zero_grad()
-            F.mse_loss(_decoded(_straight_through(_logits(batch, weights)), weights), batch).backward()
+            F.mse_loss(_reconstruction(_straight_through(_logits(batch, weights)), weights), batch).backward()
             optimizer.step()
             rates.step()
             advance(len(batch))
@@ -97,7 +97,7 @@ def train(
         losses, ones = [], torch.zeros(bits, dtype=torch.float64)
         for batch in inputs.split(1024):
             code = (_logits(batch, weights) > 0).float()
-            losses.append(F.mse_loss(_decoded(code, weights), batch).item() * len(batch))
+            losses.append(F.mse_loss(_reconstruction(code, weights), batch).item() * len(batch))
             ones += code.sum(0)
     return Trained(encoder, epochs, sum(losses) / len(inputs), (ones / len(inputs)).numpy())
 
@@ -123,13 +123,13 @@ def random_codes(features: np.ndarray, bits: int, fitted_to: np.ndarray, seed: i
     return np.packbits((features - fitted_to.mean(0)) @ directions > 0, axis=1)
 
 
-def _initial(units, bits, seed):
+def _initial_weights(units, bits, seed):
     """Weights of variance 2 / fan-in before a ReLU, 1 / fan-in else (He et al., arXiv:1502.01852); biases 0."""
-    random, hidden = torch.Generator().manual_seed(seed + STARTS), max(bits, min(HIDDEN, units // 2))
+    generator, width = torch.Generator().manual_seed(seed + STARTS), max(bits, min(HIDDEN, units // 2))
     weights = {}
-    layers = [(units, hidden, 2), (hidden, bits, 1), (bits, hidden, 2), (hidden, units, 1)]
+    layers = [(units, width, 2), (width, bits, 1), (bits, width, 2), (width, units, 1)]
     for number, (fan_in, fan_out, gain) in enumerate(layers, 1):
-        weights[f"weight{number}"] = torch.randn(fan_out, fan_in, generator=random) * (gain / fan_in) ** 0.5
+        weights[f"weight{number}"] = torch.randn(fan_out, fan_in, generator=generator) * (gain / fan_in) ** 0.5
         weights[f"bias{number}"] = torch.zeros(fan_out)
     return {name: tensor.requires_grad_() for name, tensor in weights.items()}
 
@@ -141,11 +141,11 @@ def _logits(inputs, weights):
 
 def _straight_through(logits):
     """0 or 1 forward, the logistic function's gradient backward."""
-    soft = logits.sigmoid()
-    return soft + ((logits > 0).float() - soft).detach()
+    probability = logits.sigmoid()
+    return probability + ((logits > 0).float() - probability).detach()
 
 
-def _decoded(code, weights):
+def _reconstruction(code, weights):
     """(N, bits) of 0 and 1 -> (N, units)."""
     signs = 2 * code - 1
     return F.linear(F.linear(signs, weights["weight3"], weights["bias3"]).relu(), weights["weight4"], weights["bias4"])

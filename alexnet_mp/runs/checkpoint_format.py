@@ -58,12 +58,12 @@ def write(directory: str | Path, checkpoint: Checkpoint) -> None:
     meanwhile.
 
     Tensors are written from where they are, without a copy. Raises OSError; and ValueError, before anything is written,
-    where a tensor isn't what the recipe has or isn't finite, or a field of the state is wrong: what can't be loaded
-    must not come to be."""
+    where a tensor isn't what the recipe has or isn't finite, or a field of the state is wrong: a checkpoint that
+    can't be loaded is never written."""
     directory, state = Path(directory), _dump(checkpoint_state.fields_of(checkpoint.state))
     layouts = _layouts(checkpoint_state.read(state, VERSION))
-    held = {WEIGHTS: checkpoint.weights, VELOCITY: checkpoint.velocity, STATISTICS: vars(checkpoint.statistics)}
-    arrays = {file: _arrays(file, held[file], layout) for file, layout in layouts.items()}
+    tensors = {WEIGHTS: checkpoint.weights, VELOCITY: checkpoint.velocity, STATISTICS: vars(checkpoint.statistics)}
+    arrays = {file: _arrays(file, tensors[file], layout) for file, layout in layouts.items()}
 
     durable_files.make_directory(directory)
     entries = {
@@ -146,14 +146,14 @@ def _manifest(directory):
     path = directory / MANIFEST
     with _damage(directory):
         names = durable_files.names(directory, 2 * len(FILES) + 2)
-    foreign = [name for name in names if name not in (*FILES, MANIFEST)]
+    foreign_names = [name for name in names if name not in (*FILES, MANIFEST)]
     try:
         with _damage(path):
             content = durable_files.read(path, MOST_MANIFEST)
             fields = parse(content)
             need(isinstance(fields, dict), "it is no manifest")
             _check_version(path, fields.get("format"))
-            _check_foreign(directory, foreign)
+            _check_foreign(directory, foreign_names)
             need(set(fields) == {"format", "files", "sha256"}, f"its fields are {sorted(fields)!r:.200}")
             _check_entries(fields["files"])
             need(
@@ -162,8 +162,8 @@ def _manifest(directory):
             )
             if fields["format"] < OLDEST:
                 raise OldFormat(path, fields["format"])
-    except _Missing:
-        _check_foreign(directory, foreign)
+    except _MissingFile:
+        _check_foreign(directory, foreign_names)
         if names == [WEIGHTS]:
             raise OldFormat(directory, 0) from None
         raise
@@ -177,10 +177,11 @@ def _check_version(path, number):
         raise NewerFormat(f"{path}: made by a newer alexnet_mp (format {number}); this one reads {OLDEST} to {VERSION}")
 
 
-def _check_foreign(directory, foreign):
-    if foreign:
+def _check_foreign(directory, foreign_names):
+    if foreign_names:
         raise UserError(
-            f"{directory / foreign[0]}: no file of a checkpoint, and nothing else may be in its directory; remove it"
+            f"{directory / foreign_names[0]}: no file of a checkpoint, and nothing else may be in its directory; "
+            "remove it"
         )
 
 
@@ -221,13 +222,13 @@ def _read_state(directory, number, entries):
 
 def _layouts(state):
     """{file: {name: (dtype, shape)}} of the three tensor files."""
-    merged = {
+    layout = {
         name: ("F32", shape) for name, shape in shapes.merged_shapes(state.recipe, len(state.data.classes)).items()
     }
     side = state.recipe.stored_size
     return {
-        WEIGHTS: merged,
-        VELOCITY: merged,
+        WEIGHTS: layout,
+        VELOCITY: layout,
         STATISTICS: {"mean": ("F64", (side, side, 3)), "eigenvalues": ("F64", (3,)), "eigenvectors": ("F64", (3, 3))},
     }
 
@@ -244,10 +245,10 @@ def _arrays(file, tensors, layout):
     for name, (dtype, shape) in layout.items():
         tensor = tensors[name]
         on_host = not isinstance(tensor, torch.Tensor) or tensor.device.type == "cpu"
-        found = str(tensor.dtype).removeprefix("torch.")
+        tensor_dtype = str(tensor.dtype).removeprefix("torch.")
         need(
-            on_host and found == DTYPES[dtype] and tuple(tensor.shape) == shape,
-            f"{file}: {name} is {found} {tuple(tensor.shape)}{'' if on_host else f' on {tensor.device}'}; "
+            on_host and tensor_dtype == DTYPES[dtype] and tuple(tensor.shape) == shape,
+            f"{file}: {name} is {tensor_dtype} {tuple(tensor.shape)}{'' if on_host else f' on {tensor.device}'}; "
             f"it has to be {DTYPES[dtype]} {shape} on the CPU",
         )
         arrays[name] = np.ascontiguousarray(tensor.detach().numpy() if isinstance(tensor, torch.Tensor) else tensor)
@@ -258,30 +259,30 @@ def _arrays(file, tensors, layout):
 
 def _check_length(path, entry, layout):
     with _damage(path):
-        found, expected = entry["bytes"], safetensors_file.length(layout)
-        need(found == expected, f"it has {found:,} bytes, that of this recipe has {expected:,}")
+        length, expected_length = entry["bytes"], safetensors_file.length(layout)
+        need(length == expected_length, f"it has {length:,} bytes, that of this recipe has {expected_length:,}")
 
 
 def _load_statistics(directory, entries, layouts):
     path = directory / STATISTICS
-    found = _load_whole(path, entries[STATISTICS], load_arrays, layouts[STATISTICS])
+    arrays = _load_whole(path, entries[STATISTICS], load_arrays, layouts[STATISTICS])
     with _damage(path):
-        need((found["eigenvalues"] >= 0).all(), "a variance is negative")
-    return Statistics(**found)
+        need((arrays["eigenvalues"] >= 0).all(), "a variance is negative")
+    return Statistics(**arrays)
 
 
 def _load_whole(path, entry, load_content, layout=None):
     """{name: tensor} of a file, in the layout's order; if none is given, unchecked against it."""
     with _damage(path):
         content = _content(path, entry, safetensors_file.MOST_BYTES)
-        found = safetensors_file.read_layout(len(content), content)
+        file_layout = safetensors_file.read_layout(len(content), content)
         if layout is None:
             return load_content(content)
-        need(set(found) == set(layout), f"{sorted(set(found) ^ set(layout))!r:.200} are missing or foreign")
-        for name, expected in layout.items():
+        need(set(file_layout) == set(layout), f"{sorted(set(file_layout) ^ set(layout))!r:.200} are missing or foreign")
+        for name, spec in layout.items():
             need(
-                found[name] == expected,
-                f"{name} is {_words(found[name])}; a checkpoint of this recipe has {_words(expected)}",
+                file_layout[name] == spec,
+                f"{name} is {_words(file_layout[name])}; a checkpoint of this recipe has {_words(spec)}",
             )
         tensors = load_content(content)
         for name, tensor in tensors.items():
@@ -319,7 +320,7 @@ class OldFormat(UserError):
         super().__init__(f"{path}: checkpoint format {number}: the last version that reads it is commit {READS_OLDER}")
 
 
-class _Missing(UserError):
+class _MissingFile(UserError):
     pass
 
 
@@ -331,7 +332,7 @@ def _damage(path):
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise _Missing(f"{error.filename}: it is missing") from None
+        raise _MissingFile(f"{error.filename}: it is missing") from None
     except OSError as error:
         kind = UserError if error.errno in WRONG_FILES else Unreadable
         raise kind(f"{error.filename}: {error.strerror or error}") from None

@@ -115,9 +115,9 @@ def read(content: bytes, number: int) -> State:
     need(fields_of(state) == fields, "a field is missing, or was written in another way")
     need(state.data.classes, "data.classes is empty")
     need(state.validated or state.validation is None, "it has a validation that is still to come")
-    rated = {f"{layer.name}.{what}" for layer in state.recipe.layers for what in ("weight", "bias")}
+    rate_names = {f"{layer.name}.{kind}" for layer in state.recipe.layers for kind in ("weight", "bias")}
     need(
-        state.scheduled is None or set(state.scheduled.learning_rates) == rated,
+        state.scheduled is None or set(state.scheduled.learning_rates) == rate_names,
         "the names in scheduled.learning_rates are not those of the recipe",
     )
     return state
@@ -125,14 +125,14 @@ def read(content: bytes, number: int) -> State:
 
 def _upgrade(fields, number):
     """Give the fields of an older format what they lack, which none of them may have. Raises ValueError."""
-    foreign = f"a field that format {number} had not is there"
-    made_by = fields.get("made_by")
-    if isinstance(made_by, dict):  # anything else is refused with all the rest
-        for lacking in (fields for since, fields in SINCE.items() if since > number):
-            need(not made_by.keys() & lacking, f"its environment is none of format {number}: {foreign}")
-            made_by = {**made_by, **lacking}
-        fields["made_by"] = made_by
+    complaint = f"a field that format {number} had not is there"
+    environment = fields.get("made_by")
+    if isinstance(environment, dict):  # anything else is refused with all the rest
+        for defaults in (defaults for since, defaults in SINCE.items() if since > number):
+            need(not environment.keys() & defaults, f"its environment is none of format {number}: {complaint}")
+            environment = {**environment, **defaults}
+        fields["made_by"] = environment
     if number < 4:
         recipe = fields.get("recipe")
         fields["recipe"] = upgraded(recipe)
-        need(fields["recipe"] is not recipe, f"its recipe is none of format {number}: {foreign}")
+        need(fields["recipe"] is not recipe, f"its recipe is none of format {number}: {complaint}")

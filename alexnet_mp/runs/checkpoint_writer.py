@@ -23,8 +23,8 @@ class Saver:
         # The directory of the newest checkpoint that is on the disk; a run that goes on in its own directory has one
         # already.
         self.saved = next(reversed(checkpoints.listing(run.path).values()), None)
-        found = checkpoints.best(run.path)
-        self.best_error = found[1].validation.top1_error if found else float("inf")
+        best = checkpoints.best(run.path)
+        self.best_error = best[1].validation.top1_error if best else float("inf")
         self._failure = self._prune_failure = None
 
     @property
@@ -67,9 +67,9 @@ class Saver:
         exception, once."""
         if self.busy:
             return None, None
-        found = self._failure, self._prune_failure
+        failures = self._failure, self._prune_failure
         self._failure = self._prune_failure = None
-        return found
+        return failures
 
     def _write_all(self, content):
         while content is not None:

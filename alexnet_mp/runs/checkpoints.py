@@ -18,7 +18,7 @@ from . import checkpoint_format
 from .checkpoint_format import Checkpoint
 from .checkpoint_state import State
 
-_Read = TypeVar("_Read")
+_Content = TypeVar("_Content")
 CHECKPOINTS = "checkpoints"
 # a directory that is not, no longer, or never again a checkpoint
 PARTIAL, REPLACED, DAMAGED = ".partial_", ".replaced_", "damaged_"
@@ -60,27 +60,27 @@ def put(run: str | Path, checkpoint: Checkpoint) -> Path:
         durable_files.make_directory(parent)
     durable_files.sync(run)
     number = f"{checkpoint.state.step:08d}"
-    final, partial, replaced = parent / f"step_{number}", parent / (PARTIAL + number), parent / (REPLACED + number)
-    durable_files.remove(partial)
-    _clear(replaced, final)  # a removal that failed before
+    target, draft, predecessor = parent / f"step_{number}", parent / (PARTIAL + number), parent / (REPLACED + number)
+    durable_files.remove(draft)
+    _clear(predecessor, target)  # a removal that failed before
     try:
-        checkpoint_format.write(partial, checkpoint)
-        if os.path.lexists(final):
-            durable_files.rename(final, replaced)
-        durable_files.rename(partial, final)
+        checkpoint_format.write(draft, checkpoint)
+        if os.path.lexists(target):
+            durable_files.rename(target, predecessor)
+        durable_files.rename(draft, target)
     except BaseException:
         with suppress(OSError):
             # the new one got its name; the old one is surely on the disk
-            if os.path.lexists(replaced) and os.path.lexists(final):
-                durable_files.rename(final, partial)
+            if os.path.lexists(predecessor) and os.path.lexists(target):
+                durable_files.rename(target, draft)
         with suppress(OSError):
-            _clear(replaced, final)
+            _clear(predecessor, target)
         with suppress(OSError):
-            durable_files.remove(partial)
+            durable_files.remove(draft)
         raise
     with suppress(OSError):  # the next start removes it
-        durable_files.remove(replaced)
-    return final
+        durable_files.remove(predecessor)
+    return target
 
 
 def recover(run: str | Path) -> None:
@@ -94,11 +94,11 @@ def recover(run: str | Path) -> None:
                 _clear(parent / name, parent / f"step_{name.removeprefix(REPLACED)}")
 
 
-def _clear(replaced, final):
+def _clear(predecessor, target):
     """Give a checkpoint its name back, or remove it where a new one has the name."""
-    if os.path.lexists(replaced) and not os.path.lexists(final):
-        durable_files.rename(replaced, final)
-    durable_files.remove(replaced)
+    if os.path.lexists(predecessor) and not os.path.lexists(target):
+        durable_files.rename(predecessor, target)
+    durable_files.remove(predecessor)
 
 
 def listing(run: str | Path) -> dict[int, Path]:
@@ -111,13 +111,13 @@ def listing(run: str | Path) -> dict[int, Path]:
         return {}
     except OSError as error:
         raise UserError(f"cannot list {parent}: {error.strerror}") from None
-    found = {step_of(name): parent / name for name in names}
+    directories = {step_of(name): parent / name for name in names}
     # A crash, or this moment, lies between the two renames: what is to be replaced is the newest whole one.
     for name in names:
         if name.startswith(REPLACED):
-            found.setdefault(step_of(f"step_{name.removeprefix(REPLACED)}"), parent / name)
-    found.pop(None, None)
-    return dict(sorted(found.items()))
+            directories.setdefault(step_of(f"step_{name.removeprefix(REPLACED)}"), parent / name)
+    directories.pop(None, None)
+    return dict(sorted(directories.items()))
 
 
 def step_of(directory: str | Path) -> int | None:
@@ -128,10 +128,10 @@ def step_of(directory: str | Path) -> int | None:
 
 def newest(run: str | Path) -> Path:
     """The directory of a run's newest checkpoint. Raises UserError where there is none."""
-    found = listing(run)
-    if not found:
+    directories = listing(run)
+    if not directories:
         raise UserError(f"{run}: no checkpoint in it (expected {run}/{CHECKPOINTS}/step_XXXXXXXX/)")
-    return found[max(found)]
+    return directories[max(directories)]
 
 
 def newest_weights(run: str | Path) -> tuple[Path, dict[str, torch.Tensor]]:
@@ -139,16 +139,16 @@ def newest_weights(run: str | Path) -> tuple[Path, dict[str, torch.Tensor]]:
     return from_newest(run, checkpoint_format.load_weights)
 
 
-def from_newest(run: str | Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read]:
+def from_newest(run: str | Path, read: Callable[[Path], _Content]) -> tuple[Path, _Content]:
     """(directory, read(directory)) of a run's newest checkpoint; where the run removes or replaces it meanwhile, of the
     one after it."""
     while True:
         directory = newest(run)
-        before = _identity(directory)
+        identity = _identity(directory)
         try:
             return directory, read(directory)
         except UserError:
-            if before == _identity(newest(run)):
+            if identity == _identity(newest(run)):
                 raise
 
 
@@ -166,13 +166,13 @@ def best(run: str | Path) -> tuple[int, State] | None:
 
 def _best(states):
     # errors on other data, with --resume-anyway, compare with nothing
-    now = _what_was_trained(states[max(states)]) if states else None
-    validated = [
+    subject = _what_was_trained(states[max(states)]) if states else None
+    candidates = [
         (state.validation.top1_error, step, state)
         for step, state in states.items()
-        if state.validation and _what_was_trained(state) == now
+        if state.validation and _what_was_trained(state) == subject
     ]
-    return min(validated, key=lambda entry: entry[:2])[1:] if validated else None
+    return min(candidates, key=lambda entry: entry[:2])[1:] if candidates else None
 
 
 def _what_was_trained(state):
@@ -187,24 +187,24 @@ def prune(run: str | Path, keep: int) -> list[int]:
     """
     recover(run)
     states = _states(run)
-    first = _best(states)
-    stay = {*list(states)[-keep:], *([first[0]] if first else [])}
-    removed = [step for step in states if step not in stay]
-    for step in removed:
+    best_checkpoint = _best(states)
+    survivors = {*list(states)[-keep:], *([best_checkpoint[0]] if best_checkpoint else [])}
+    surplus = [step for step in states if step not in survivors]
+    for step in surplus:
         directory = listing(run)[step]
-        partial = directory.with_name(f"{PARTIAL}{step:08d}")
-        durable_files.rename(directory, partial)
-        durable_files.remove(partial)
-    return removed
+        remains = directory.with_name(f"{PARTIAL}{step:08d}")
+        durable_files.rename(directory, remains)
+        durable_files.remove(remains)
+    return surplus
 
 
 def set_aside(directory: Path) -> Path:
     """Rename a damaged checkpoint, so that the run that goes on from an older one can come to its step again. Raises
     OSError."""
-    aside = directory.with_name(DAMAGED + directory.name)
-    durable_files.remove(aside)
-    durable_files.rename(directory, aside)
-    return aside
+    target = directory.with_name(DAMAGED + directory.name)
+    durable_files.remove(target)
+    durable_files.rename(directory, target)
+    return target
 
 
 def _states(run):

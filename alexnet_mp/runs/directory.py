@@ -113,18 +113,18 @@ class RunDirectory:
             )
 
     def _make(self):
-        made = [self.path, *(parent for parent in self.path.parents if not parent.exists())]
+        directories = [self.path, *(parent for parent in self.path.parents if not parent.exists())]
         try:
             self.path.mkdir(parents=True)
         except FileExistsError:
-            raise _taken(self.path) from None
+            raise _refusal(self.path) from None
         try:
             self.lock = RunLock(self.path)
         except BaseException:
             with suppress(OSError):  # not empty: another run was quicker
                 self.path.rmdir()
             raise
-        for directory in made:
+        for directory in directories:
             durable_files.sync(directory.parent)  # else a power cut could take the run with its name
 
     def _set_aside(self):
@@ -133,13 +133,13 @@ class RunDirectory:
         for name in (METRICS, EVENTS, FIRST_LAYER):
             if os.path.lexists(self.path / name):
                 stem, dot, suffix = name.partition(".")
-                aside = next(
+                new_name = next(
                     name
                     for name in (f"{stem}-{number}{dot}{suffix}" for number in count(1))
                     if not os.path.lexists(self.path / name)
                 )
-                durable_files.rename(self.path / name, self.path / aside)
-                say(f"{self.path / name} is of a run without a checkpoint: kept as {aside}")
+                durable_files.rename(self.path / name, self.path / new_name)
+                say(f"{self.path / name} is of a run without a checkpoint: kept as {new_name}")
 
     def _describe(self, recipe, dataset, network, pipeline, precision, point, changed, checked, command, devices):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -159,17 +159,17 @@ class RunDirectory:
             self_check=checked,
         )
         if point is not None:  # the file says what runs now, and keeps how it came to it
-            before = _earlier(point.run) if point.run else {}
-            content |= {name: before[name] for name in ("command", "started") if name in before}
+            origin = _run_fields(point.run) if point.run else {}
+            content |= {name: origin[name] for name in ("command", "started") if name in origin}
             entry = {
                 "command": command,
                 "started": now,
                 "step": point.checkpoint.state.step,
                 "from": str(point.path),
                 "changed": changed,
-                "commit_before": before.get("commit"),
+                "commit_before": origin.get("commit"),
             }
-            content["resumed"] = [*before.get("resumed", []), entry]
+            content["resumed"] = [*origin.get("resumed", []), entry]
         write_run(self.path, content)
 
     def log(self, kind: str, **values: object) -> None:
@@ -259,14 +259,14 @@ def devices_of(network: PlacedNetwork) -> list[dict]:
 def refuse_unusable(path: str | Path) -> None:
     """Raise an error early if a new run directory is there already, `Taken`, or can't be made, UserError."""
     if os.path.lexists(path):
-        raise _taken(path)
+        raise _refusal(path)
     durable_files.refuse_unwritable("--out", path)
 
 
 def refuse_foreign(path: str | Path) -> None:
     """Raise UserError if a directory holds anything that no run wrote: a run may only begin anew in what is one, or is
     empty."""
-    ours = {
+    own_names = {
         RUN,
         METRICS,
         EVENTS,
@@ -284,14 +284,14 @@ def refuse_foreign(path: str | Path) -> None:
         "retrieval.lock",
         "report",
     }
-    foreign = [
+    foreign_names = [
         name
         for name in sorted(os.listdir(path))
-        if name.removesuffix(durable_files.PARTIAL) not in ours
+        if name.removesuffix(durable_files.PARTIAL) not in own_names
         and not re.fullmatch(r"(metrics|tensorboard|first_layer)-\d+(\.jsonl)?|lost\+found|.*\.(log|out|err)", name)
     ]
-    if foreign:
-        raise UserError(f"--out {path}: it is no run directory, {foreign[0]} is in it; choose another --out")
+    if foreign_names:
+        raise UserError(f"--out {path}: it is no run directory, {foreign_names[0]} is in it; choose another --out")
 
 
 def refuse_remains(path: str | Path) -> None:
@@ -306,10 +306,10 @@ def refuse_remains(path: str | Path) -> None:
 def refuse_branch(path: str | Path) -> None:
     """Raise UserError if a run went on from another's checkpoint and has none of its own: its beginning would be
     another one."""
-    if resumed := _earlier(path).get("resumed"):
-        before = resumed[-1].get("from") if isinstance(resumed[-1], dict) else None
+    if resumptions := _run_fields(path).get("resumed"):
+        checkpoint = resumptions[-1].get("from") if isinstance(resumptions[-1], dict) else None
         raise UserError(
-            f"{path} went on from {before}, and has no checkpoint of its own; --resume that one, with a new --out"
+            f"{path} went on from {checkpoint}, and has no checkpoint of its own; --resume that one, with a new --out"
         )
 
 
@@ -331,8 +331,8 @@ def read_run(path: str | Path) -> dict:
             and all(isinstance(name, str) for name in classes)
         ):
             raise UserError("it doesn't say what data the run had")
-        if (wrong := _wrong_field(run)) is not None:
-            raise UserError(f"{wrong} is not what a run writes")
+        if (field := _wrong_field(run)) is not None:
+            raise UserError(f"{field} is not what a run writes")
         return {**run, "recipe": recipe}
     except UserError as error:
         raise UserError(f"{path} is not a run directory of this version: {file}: {error}") from None
@@ -347,29 +347,29 @@ def _wrong_field(run):
     """The name of a field of run.json that is of another type than `fields_of_run` gives it, None where all are right;
     what a run of a former version, or a network from elsewhere, doesn't have is no fault."""
 
-    def texts(of):
-        return isinstance(of, dict) and all(isinstance(value, str | None) for value in of.values())
+    def are_texts(mapping):
+        return isinstance(mapping, dict) and all(isinstance(value, str | None) for value in mapping.values())
 
-    def listed(of, **types):
-        return isinstance(of, list) and all(
-            isinstance(each, dict) and all(isinstance(each.get(name), type_) for name, type_ in types.items())
-            for each in of
+    def are_entries(entries, **types):
+        return isinstance(entries, list) and all(
+            isinstance(entry, dict) and all(isinstance(entry.get(name), type_) for name, type_ in types.items())
+            for entry in entries
         )
 
-    described = {name: run["data"].get(name) for name in ("description", "fingerprint")}
-    right = {
+    data_texts = {name: run["data"].get(name) for name in ("description", "fingerprint")}
+    verdicts = {
         **{name: isinstance(run.get(name), str | None) for name in TEXTS},
         **{name: isinstance(run.get(name), int | None) for name in ("pairs", "microbatch")},
-        **{f"data.{name}": isinstance(value, str | None) for name, value in described.items()},
-        "devices": listed(run.get("devices", []), tower=str, name=str),
-        "resumed": listed(run.get("resumed", []), step=int, command=str),
-        "packages": texts(run.get("packages", {})),
-        "converted": texts(run.get("converted", {})),
+        **{f"data.{name}": isinstance(value, str | None) for name, value in data_texts.items()},
+        "devices": are_entries(run.get("devices", []), tower=str, name=str),
+        "resumed": are_entries(run.get("resumed", []), step=int, command=str),
+        "packages": are_texts(run.get("packages", {})),
+        "converted": are_texts(run.get("converted", {})),
     }
-    return next((name for name, is_right in right.items() if not is_right), None)
+    return next((name for name, verdict in verdicts.items() if not verdict), None)
 
 
-def _earlier(path):
+def _run_fields(path):
     """`run.json` of the run that goes on, as far as it can be read: a checkpoint holds all that is needed."""
     try:
         content = json.loads(durable_files.read(Path(path) / RUN, MOST_BYTES))
@@ -380,7 +380,7 @@ def _earlier(path):
     return content
 
 
-def _taken(path):
+def _refusal(path):
     """The error of a directory that is there already: it advises `--resume auto` if that would take it."""
     if not os.path.isdir(path):
         return Taken(f"--out {path} is there already, and is no directory; choose another --out")

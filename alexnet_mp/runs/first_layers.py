@@ -46,9 +46,9 @@ def listing(run: str | Path) -> dict[int, Path]:
         return {}
     except OSError as error:
         raise UserError(f"cannot list {directory}: {error.strerror}") from None
-    found = {step_of(name.removesuffix(ENDING)): directory / name for name in names if name.endswith(ENDING)}
-    found.pop(None, None)
-    return dict(sorted(found.items()))
+    paths = {step_of(name.removesuffix(ENDING)): directory / name for name in names if name.endswith(ENDING)}
+    paths.pop(None, None)
+    return dict(sorted(paths.items()))
 
 
 def read(path: str | Path) -> np.ndarray:
@@ -87,9 +87,9 @@ def _read(path):
 def forget_after(run: str | Path, step: int) -> None:
     """Remove what was kept after a step, and what a crash left half written. Raises OSError, and what `listing`
     does."""
-    later = [path for of_step, path in listing(run).items() if of_step > step]
-    partial = (Path(run) / FIRST_LAYER).glob(f"step_*{ENDING}{durable_files.PARTIAL}")
-    for path in (*later, *partial):
+    paths = [path for of_step, path in listing(run).items() if of_step > step]
+    debris = (Path(run) / FIRST_LAYER).glob(f"step_*{ENDING}{durable_files.PARTIAL}")
+    for path in (*paths, *debris):
         durable_files.remove(path)
 
 

@@ -46,14 +46,14 @@ class FollowedMetrics:
         if not content.startswith(self.mark):  # cut, and perhaps written on
             self._begin()
             return True
-        new = content[len(self.mark) :]
-        whole = new[: new.rfind(b"\n") + 1]
-        for text in whole.split(b"\n"):
+        tail = content[len(self.mark) :]
+        lines = tail[: tail.rfind(b"\n") + 1]
+        for text in lines.split(b"\n"):
             with suppress(ValueError, RecursionError):
                 self._take(json.loads(text))
-        self.offset += len(whole)
-        self.mark = (self.mark + whole)[-MARK:]
-        return len(new) == MOST_BYTES and bool(whole)
+        self.offset += len(lines)
+        self.mark = (self.mark + lines)[-MARK:]
+        return len(tail) == MOST_BYTES and bool(lines)
 
     def _take(self, line):
         if not is_sound(line):

@@ -56,14 +56,14 @@ class RunLock:
             raise UserError(f"cannot lock {directory}: {path}: {error.strerror}") from None
         if os.fstat(self.file).st_size:
             say(f"{directory}: the lock of {self._holder()} is stale, that run is no longer there; it is taken over")
-        me = {
+        holder = {
             "pid": os.getpid(),
             "host": platform.node(),
             "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         try:
             os.ftruncate(self.file, 0)
-            os.pwrite(self.file, json.dumps(me).encode(), 0)
+            os.pwrite(self.file, json.dumps(holder).encode(), 0)
         except OSError:  # a full disk: the lock holds all the same
             pass
 
@@ -79,10 +79,10 @@ class RunLock:
         """Raise UserError where the directory is no longer the one that is locked: it was moved or removed, or its lock
         was."""
         try:
-            there, held = os.stat(self.path, follow_symlinks=False), os.fstat(self.file)
+            path_status, file_status = os.stat(self.path, follow_symlinks=False), os.fstat(self.file)
         except OSError:
-            there = held = None
-        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            path_status = file_status = None
+        if path_status is None or (path_status.st_dev, path_status.st_ino) != (file_status.st_dev, file_status.st_ino):
             raise UserError(
                 f"{self.directory} is no longer this run's: it or the {LOCK} in it was moved or removed; the run "
                 "ends, so that "
@@ -108,8 +108,8 @@ def is_held(directory: str | Path) -> bool:
     with suppress(OSError):
         file = os.open(Path(directory) / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            asked = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)  # struct flock of 64-bit Linux
-            return struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
+            request = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)  # struct flock of 64-bit Linux
+            return struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, request))[0] != fcntl.F_UNLCK
         finally:
             os.close(file)
     return False

@@ -228,7 +228,7 @@ def _last_lines(file, length):
     """The last lines of the file's first `length` bytes as dicts, those that are some."""
     start = max(0, length - LAST_BYTES)
     lines = os.pread(file, length - start, start).split(b"\n")[start > 0 :]
-    found = []
+    entries = []
     for line in lines:
         with suppress(ValueError, RecursionError):
             content = json.loads(line)
@@ -237,8 +237,8 @@ def _last_lines(file, length):
                 and isinstance(content.get("kind"), str)
                 and isinstance(content.get("step"), int)
             ):
-                found.append(content)
-    return found
+                entries.append(content)
+    return entries
 
 
 def _whole_lines(file, length):

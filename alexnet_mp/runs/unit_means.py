@@ -55,18 +55,18 @@ def load_unit_means(folder: str | Path, recipe: Recipe, classes: int) -> UnitMea
         shape = size.output[:1] if size.layer.kind == "fc" else size.output
         shapes |= {f"{size.layer.name}.{'ab'[tower]}": (1, *shape) for tower in towers}
     try:
-        wanted = {name: ("F32", shape) for name, shape in shapes.items()}
+        layout = {name: ("F32", shape) for name, shape in shapes.items()}
         content = durable_files.read(
             os.path.realpath(path), 4 * sum(map(math.prod, shapes.values())) + safetensors_file.MOST_HEADER
         )
-        need(safetensors_file.read_layout(len(content), content) == wanted, "its tensors are of another network")
-        about = safetensors_file.parse(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][OF]
-        need(isinstance(about, str) and len(about) < 1000, "it doesn't say of which pictures it is")
-        found = load(content)
-        need(all(map(safetensors_file.finite, found.values())), "it has values that are no numbers")
+        need(safetensors_file.read_layout(len(content), content) == layout, "its tensors are of another network")
+        pictures = safetensors_file.parse(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][OF]
+        need(isinstance(pictures, str) and len(pictures) < 1000, "it doesn't say of which pictures it is")
+        arrays = load(content)
+        need(all(map(safetensors_file.finite, arrays.values())), "it has values that are no numbers")
     except DAMAGE as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split()):.300}") from None
     values = {}
-    for name in sorted(found):
-        values.setdefault(name.rpartition(".")[0], []).append(found[name])
-    return UnitMeans(values, about)
+    for name in sorted(arrays):
+        values.setdefault(name.rpartition(".")[0], []).append(arrays[name])
+    return UnitMeans(values, pictures)

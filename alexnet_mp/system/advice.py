@@ -15,20 +15,20 @@ BUILD = "pip install --no-build-isolation --no-deps -e ."
 
 def faults(report: dict) -> list[str]:
     """What every run needs and isn't there, and what the self-check found wrong."""
-    broken = [
+    broken_packages = [
         name
-        for name, found in report["packages"].items()
-        if name not in OPTIONAL and (name == "problem" or found["problem"])
+        for name, package in report["packages"].items()
+        if name not in OPTIONAL and (name == "problem" or package["problem"])
     ]
-    checked = report["self_check"]
-    wrong = [
-        what
-        for found in checked.values()
-        if isinstance(found, dict)
-        for what, outcome in found.items()
+    self_check = report["self_check"]
+    failed_checks = [
+        check
+        for outcomes in self_check.values()
+        if isinstance(outcomes, dict)
+        for check, outcome in outcomes.items()
         if outcome != "passed"
     ]
-    return broken + wrong + [name for name in checked if name == "problem"]
+    return broken_packages + failed_checks + [name for name in self_check if name == "problem"]
 
 
 def advice(report: dict) -> dict[str, list[dict[str, str]]]:
@@ -38,17 +38,17 @@ def advice(report: dict) -> dict[str, list[dict[str, str]]]:
 
 
 def _packages_to_install(report):
-    for name, found in report["packages"].items():
-        wanted = _requirement(inventory.PACKAGES[name])
-        if name in OPTIONAL or not found["problem"]:
+    for name, status in report["packages"].items():
+        requirement = _requirement(inventory.PACKAGES[name])
+        if name in OPTIONAL or not status["problem"]:
             continue
-        again = "" if found["problem"] == ABSENT else "--force-reinstall "
-        yield f"pip install {again}{wanted}", f"{name} {'is ' if not again else ''}{found['problem']}"
+        option = "" if status["problem"] == ABSENT else "--force-reinstall "
+        yield f"pip install {option}{requirement}", f"{name} {'is ' if not option else ''}{status['problem']}"
     dali = report["packages"]["nvidia.dali"]["problem"]
     if dali and platform.machine() == "x86_64":
-        again, newest = "" if dali == ABSENT else "--force-reinstall ", machine.cuda_of_driver()
-        package = DALI[1] if newest and newest < (13, 0) else _requirement(DALI[0])
-        yield f"pip install {again}{package}", "without DALI Pillow decodes JPEGs, on the processor and more slowly"
+        option, driver_cuda = "" if dali == ABSENT else "--force-reinstall ", machine.cuda_of_driver()
+        package = DALI[1] if driver_cuda and driver_cuda < (13, 0) else _requirement(DALI[0])
+        yield f"pip install {option}{package}", "without DALI Pillow decodes JPEGs, on the processor and more slowly"
 
 
 def _requirement(package):
@@ -63,8 +63,8 @@ def _requirement(package):
 
 
 def _for_gpus(report):
-    found, problem = report["devices"], report["packages"]["torch"]["problem"]
-    if found.get("driver") is None and found.get("cuda_of_driver") is None:
+    devices, problem = report["devices"], report["packages"]["torch"]["problem"]
+    if devices.get("driver") is None and devices.get("cuda_of_driver") is None:
         if machine.gpu_on_the_bus():
             yield (
                 "install NVIDIA's driver (https://www.nvidia.com/drivers); in a container, start it with --gpus all",
@@ -73,7 +73,7 @@ def _for_gpus(report):
         return
     if problem or len(names(report)) > 1:
         return
-    if found.get("cuda_of_torch") is None:
+    if devices.get("cuda_of_torch") is None:
         release = (machine.version("torch") or "").split("+")[0]
         yield (
             f"pip install --force-reinstall --index-url https://pypi.org/simple torch=={release}; {BUILD}",
@@ -85,29 +85,29 @@ def _for_gpus(report):
     else:
         yield (
             "install a newer NVIDIA driver (https://www.nvidia.com/drivers)",
-            f"torch, for CUDA {found['cuda_of_torch']}, can't use this one, for {found.get('cuda_of_driver')}",
+            f"torch, for CUDA {devices['cuda_of_torch']}, can't use this one, for {devices.get('cuda_of_driver')}",
         )
 
 
 def _kernels_to_build(report):
-    found, gpus = report["kernels"], len(names(report)) > 1
-    if "cpu" not in found:  # without torch nothing can be said
+    kernels, gpus = report["kernels"], len(names(report)) > 1
+    if "cpu" not in kernels:  # without torch nothing can be said
         return
-    if "problem" in found["cpu"]:
+    if "problem" in kernels["cpu"]:
         if shutil.which((os.environ.get("CXX") or "c++").split()[0]) is None:
             yield "apt-get install g++ (Debian, Ubuntu; elsewhere the package of that name)", "there is no C++ compiler"
         yield BUILD, "the compiled kernels are missing or don't load; run it in the directory of setup.py"
-    elif gpus and "problem" in found["cuda"]:
-        if "nvcc" in found["cuda"]["problem"] and "fits" not in found["cuda"]["problem"]:
-            wanted = report["devices"]["cuda_of_torch"].split(".")[0]
+    elif gpus and "problem" in kernels["cuda"]:
+        if "nvcc" in kernels["cuda"]["problem"] and "fits" not in kernels["cuda"]["problem"]:
+            major = report["devices"]["cuda_of_torch"].split(".")[0]
             yield (
-                f"install the toolkit of CUDA {wanted} (https://developer.nvidia.com/cuda-downloads); {BUILD}",
+                f"install the toolkit of CUDA {major} (https://developer.nvidia.com/cuda-downloads); {BUILD}",
                 "the CUDA kernels are missing, and Triton's take their place",
             )
         else:
             yield BUILD, "the CUDA kernels are missing, Triton's take their place; run it in the directory of setup.py"
     # Without a GPU torch imports Triton all the same where it is installed.
-    if (problem := found["triton"].get("problem")) and (gpus or "can't be imported" in problem):
+    if (problem := kernels["triton"].get("problem")) and (gpus or "can't be imported" in problem):
         command = f"pip install {'' if problem == ABSENT else '--force-reinstall '}{_requirement('triton')}"
         yield (
             "apt-get install gcc (Debian, Ubuntu)" if "compiler" in problem else command,

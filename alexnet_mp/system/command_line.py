@@ -32,7 +32,7 @@ def command_parser(name: str, text: str) -> CommandParser:
 
 def typed(name: str, *arguments: object) -> str:
     """The line that runs `python -m alexnet_mp.<name>` with these arguments, ready to be copied into a shell."""
-    return " ".join([python_command(), "-m", f"alexnet_mp.{name}", *(shlex.quote(str(each)) for each in arguments)])
+    return " ".join([python_command(), "-m", f"alexnet_mp.{name}", *(shlex.quote(str(word)) for word in arguments)])
 
 
 def python_command() -> str:
@@ -41,15 +41,15 @@ def python_command() -> str:
 
     Of a virtual environment the name has to lead to its own link: what that points to has other packages.
     """
-    own = sys.executable
-    if not own:
+    interpreter = sys.executable
+    if not interpreter:
         return "python"
-    for name in ("python", "python3", os.path.basename(own)):
-        found = shutil.which(name)
-        if found and _folder(found) == _folder(own) and os.path.samefile(found, own):
+    for name in ("python", "python3", os.path.basename(interpreter)):
+        program = shutil.which(name)
+        if program and _folder(program) == _folder(interpreter) and os.path.samefile(program, interpreter):
             return name
-    path = os.path.relpath(own)
-    return shlex.quote(own if path.startswith("..") else path)
+    path = os.path.relpath(interpreter)
+    return shlex.quote(interpreter if path.startswith("..") else path)
 
 
 def _folder(path):

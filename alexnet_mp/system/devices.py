@@ -34,15 +34,16 @@ def named(device: torch.device | str | int) -> torch.device:
     """A torch device that a caller names, "cpu" or "cuda:1". Raises UserError for what is none, or is not there."""
     count = torch.cuda.device_count()
     try:
-        found = torch.device(device)
-        if found.type != "cuda":
-            torch.empty(0, device=found)  # torch knows many kinds that it was not built for
-        if (found.index or 0) < count if found.type == "cuda" else found.type != "meta":  # which holds no values
-            return found
+        torch_device = torch.device(device)
+        if torch_device.type != "cuda":
+            torch.empty(0, device=torch_device)  # torch knows many kinds that it was not built for
+        # "meta" holds no values.
+        if (torch_device.index or 0) < count if torch_device.type == "cuda" else torch_device.type != "meta":
+            return torch_device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError):
         pass
-    works = ", ".join(["cpu", *(f"cuda:{number}" for number in range(count))])
-    raise UserError(f"device {str(device)!r:.50}: there is none of this name; {works} would work")
+    names = ", ".join(["cpu", *(f"cuda:{number}" for number in range(count))])
+    raise UserError(f"device {str(device)!r:.50}: there is none of this name; {names} would work")
 
 
 def here(gpus: str, towers: int, ranks: Ranks, one: bool = False) -> list[torch.device]:
@@ -70,19 +71,19 @@ def _refuse_two(gpus, devices):
 def of_process(gpus: str, number: int, count: int) -> torch.device:
     """The device of a process that has one, `number` of `count` on this machine, whose devices `gpus` lists: of "2,3"
     the first process has cuda:2. Raises UserError, also where two would share a GPU, which NCCL refuses."""
-    works = ",".join(map(str, range(count))) if torch.cuda.device_count() >= count else "cpu"
+    choice = ",".join(map(str, range(count))) if torch.cuda.device_count() >= count else "cpu"
     if gpus == "auto":
         _refuse_too_few(count)
-        gpus = works
+        gpus = choice
     names = _names(gpus, "cpu, or a GPU for each process on this machine, as in 0,1")
     if names == ["cpu"]:
         names *= count
-    devices = _devices(gpus, names, works)
-    of_kind = {device.type for device in devices}
-    if len(devices) != count or len(of_kind) > 1 or of_kind == {"cuda"} and len(set(devices)) < count:
+    devices = _devices(gpus, names, choice)
+    kinds = {device.type for device in devices}
+    if len(devices) != count or len(kinds) > 1 or kinds == {"cuda"} and len(set(devices)) < count:
         raise UserError(
             f"--gpus {gpus}: the {count} process(es) on this machine need a GPU each, or all the CPU; "
-            f"--gpus {works} would work"
+            f"--gpus {choice} would work"
         )
     return devices[number]
 
@@ -91,39 +92,39 @@ def of_pair(gpus: str, towers: int, number: int, count: int) -> list[torch.devic
     """The device of each tower of a process that has all of them, `number` of `count` on this machine, whose devices
     `gpus` lists: of "0,1,2,3" the second process has [cuda:2, cuda:3], of "0,0,1,1" cuda:1 twice. Raises UserError,
     also where two would share a GPU, which NCCL refuses."""
-    there, every = torch.cuda.device_count(), towers * count
-    works = [*range(every)] if there >= every else [each for each in range(count) for _ in range(towers)]
-    works = ",".join(map(str, works)) if there >= count else "cpu"
+    gpu_count, tower_count = torch.cuda.device_count(), towers * count
+    choice = [*range(tower_count)] if gpu_count >= tower_count else [gpu for gpu in range(count) for _ in range(towers)]
+    choice = ",".join(map(str, choice)) if gpu_count >= count else "cpu"
     if gpus == "auto":
         _refuse_too_few(count)
-        gpus = works
+        gpus = choice
     names = _names(gpus, "cpu, or a GPU for each tower of each process on this machine, as in 0,1,2,3 or 0,0,1,1")
     if names == ["cpu"]:
-        names *= every
-    devices = _devices(gpus, names, works)
-    of_pairs = [devices[first : first + towers] for first in range(0, len(devices), towers)]
-    shared = sum((list(dict.fromkeys(pair)) for pair in of_pairs), [])
-    alike = len({tuple(pair.index(device) for device in pair) for pair in of_pairs}) == 1
+        names *= tower_count
+    devices = _devices(gpus, names, choice)
+    pairs = [devices[first : first + towers] for first in range(0, len(devices), towers)]
+    pair_devices = sum((list(dict.fromkeys(pair)) for pair in pairs), [])
+    alike = len({tuple(pair.index(device) for device in pair) for pair in pairs}) == 1
     if (
-        len(devices) != every
+        len(devices) != tower_count
         or not alike
-        or any(device.type == "cuda" and shared.count(device) > 1 for device in shared)
+        or any(device.type == "cuda" and pair_devices.count(device) > 1 for device in pair_devices)
     ):
         raise UserError(
             f"--gpus {gpus}: the {count} process(es) on this machine have {towers} tower(s) each, which need a device "
-            f"each, or one in each process, and no GPU of another's; --gpus {works} would work"
+            f"each, or one in each process, and no GPU of another's; --gpus {choice} would work"
             + ("; a process a tower is --towers apart" if len(devices) == count and towers > 1 else "")
         )
-    return of_pairs[number]
+    return pairs[number]
 
 
 def _refuse_too_few(count):
     """Raise UserError where there are GPUs, but not one for each process: on CPUs a run takes a hundred times as
     long."""
-    if 0 < (there := torch.cuda.device_count()) < count:
+    if 0 < (gpu_count := torch.cuda.device_count()) < count:
         raise UserError(
-            f"--gpus auto: {count} processes on this machine, and each sees {there} GPU{'s' * (there > 1)}; torchrun "
-            f"--nproc-per-node {there} would work, if all see the same, and so would --gpus cpu"
+            f"--gpus auto: {count} processes on this machine, and each sees {gpu_count} GPU{'s' * (gpu_count > 1)}; "
+            f"torchrun --nproc-per-node {gpu_count} would work, if all see the same, and so would --gpus cpu"
         )
 
 
@@ -134,14 +135,14 @@ def _names(gpus, choices):
     return names
 
 
-def _devices(gpus, names, works):
+def _devices(gpus, names, choice):
     count = torch.cuda.device_count()
     for name in names:
         if name != "cpu" and int(name) >= count:
-            there = (
+            gpus_here = (
                 f"the GPUs here are {', '.join(map(str, range(count)))}" if count else "no CUDA device was found here"
             )
-            raise UserError(f"--gpus {gpus}: GPU {name} is not there; {there}; --gpus {works} would work")
+            raise UserError(f"--gpus {gpus}: GPU {name} is not there; {gpus_here}; --gpus {choice} would work")
     return [torch.device("cpu" if name == "cpu" else f"cuda:{int(name)}") for name in names]
 
 
@@ -186,8 +187,8 @@ def check_kernels(kernels: str, devices: Iterable[torch.device]) -> None:
     """Refuse `--kernels` that can't compute on one of the devices: UserError, one line. Says once in a process where
     an installation without a compiler leaves everything to plain PyTorch."""
     try:
-        found = {dispatch.resolve(kernels, device) for device in devices}
-        if kernels == "auto" and "reference" in found and dispatch.compiled() is None:
+        implementations = {dispatch.resolve(kernels, device) for device in devices}
+        if kernels == "auto" and "reference" in implementations and dispatch.compiled() is None:
             _say_uncompiled()
     except (ValueError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise UserError(f"--kernels: {error}") from None

@@ -19,7 +19,7 @@ from .errors import UserError
 CHUNK = 16 << 20  # bytes: os.write and hashlib let go of the GIL for each, and a signal is seen between two
 PARTIAL = ".partial"  # what `replace` adds to a name until the content is on the disk
 OLD = ".replaced"  # what `new_directory` adds to the name of a directory that another takes the place of
-_Found = TypeVar("_Found")
+_Verdict = TypeVar("_Verdict")
 
 
 def make_directory(path: str | Path) -> None:
@@ -60,7 +60,7 @@ def write(path: str | Path, parts: Iterable[bytes | memoryview]) -> tuple[int, s
 def read(path: str | Path, most: int) -> bytes:
     """A file's bytes. Raises OSError, in clear words, for a link, for what is no file, and for more than `most`
     bytes."""
-    with _about(path), _opened(path) as (descriptor, size):
+    with _about(path), _regular_file(path) as (descriptor, size):
         if size > most:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes, {most:,} at most are read", str(path))
         content = b"".join(_parts(descriptor, size, 1 << 30))  # in one piece where it fits: no second copy
@@ -73,14 +73,14 @@ def read(path: str | Path, most: int) -> bytes:
 
 def head(path: str | Path, most: int) -> tuple[int, bytes]:
     """(bytes that the file has, its first `most` bytes). Raises OSError for a link and for what is no file."""
-    with _about(path), _opened(path) as (descriptor, size):
+    with _about(path), _regular_file(path) as (descriptor, size):
         return size, b"".join(_parts(descriptor, min(size, most), CHUNK))
 
 
 def part(path: str | Path, start: int, most: int) -> bytes:
     """A file's bytes from `start` on, `most` at most; none where it ends before. Raises OSError for a link and for what
     is no file."""
-    with _about(path), _opened(path) as (descriptor, _):
+    with _about(path), _regular_file(path) as (descriptor, _):
         os.lseek(descriptor, start, os.SEEK_SET)
         return b"".join(_parts(descriptor, most, CHUNK))
 
@@ -89,7 +89,7 @@ def digest(path: str | Path) -> tuple[int, str]:
     """(bytes, sha256 hex) of a file of any size, CHUNK bytes in memory. Raises OSError for a link and for what is no
     file."""
     length, digest = 0, hashlib.sha256()
-    with _about(path), _opened(path) as (descriptor, size):
+    with _about(path), _regular_file(path) as (descriptor, size):
         for part in _parts(descriptor, size, CHUNK):
             length += len(part)
             digest.update(part)
@@ -109,19 +109,19 @@ def replace(path: str | Path, content: bytes | Iterable[bytes | memoryview]) -> 
     another name before a rename puts it in place. On an error that name is removed again, and if only the directory's
     sync failed the file has the new content.
     """
-    partial = f"{path}{PARTIAL}"
-    with _about(partial), suppress(FileNotFoundError):
-        os.unlink(partial)  # what a crash left; not a directory, which is somebody's
+    draft = f"{path}{PARTIAL}"
+    with _about(draft), suppress(FileNotFoundError):
+        os.unlink(draft)  # what a crash left; not a directory, which is somebody's
     try:
-        written = write(partial, [content] if isinstance(content, bytes) else content)
+        length_and_digest = write(draft, [content] if isinstance(content, bytes) else content)
         with _about(path):
-            os.rename(partial, path)
+            os.rename(draft, path)
     except BaseException:
         with suppress(OSError):
-            remove(partial)
+            remove(draft)
         raise
     sync(Path(path).parent)
-    return written
+    return length_and_digest
 
 
 def replace_all(contents: Mapping[Path, bytes]) -> None:
@@ -182,47 +182,47 @@ def refuse_unwritable(flag: str, path: str | Path, folder: Path | None = None) -
 def new_directory(path: str | Path, instead: bool = False) -> Iterator[Path]:
     """A directory to be filled, under another name until it is whole; after an error nothing stays. Raises OSError.
 
-    instead: whether a directory that is there then is replaced, else that is an error unless it is empty. Who is killed
-    between the two renames leaves the former one as `path`.replaced."""
+    instead: whether a directory that is there then is replaced, else that is an error unless it is empty. A process
+    that is killed between the two renames leaves the former one as `path`.replaced."""
     path = Path(path)  # without a slash at its end
-    partial, old = Path(f"{path}{PARTIAL}"), Path(f"{path}{OLD}")
-    remove(partial)  # what a crash left
-    make_directory(partial)
+    draft, predecessor = Path(f"{path}{PARTIAL}"), Path(f"{path}{OLD}")
+    remove(draft)  # what a crash left
+    make_directory(draft)
     try:
-        yield partial
-        sync(partial)
+        yield draft
+        sync(draft)
         if instead and os.path.lexists(path):
-            remove(old)
+            remove(predecessor)
             try:
-                rename(path, old)
-                rename(partial, path)
+                rename(path, predecessor)
+                rename(draft, path)
             except BaseException:
                 if not os.path.lexists(path):
-                    os.rename(old, path)
+                    os.rename(predecessor, path)
                 raise
-            remove(old)
+            remove(predecessor)
         else:
-            rename(partial, path)
+            rename(draft, path)
     except BaseException:
         with suppress(OSError):
-            remove(partial)
+            remove(draft)
         raise
 
 
-def new_file(path: str | Path, content: bytes, check: Callable[[bytes], _Found]) -> _Found:
+def new_file(path: str | Path, content: bytes, check: Callable[[bytes], _Verdict]) -> _Verdict:
     """What `check` says of a new file's bytes, as they were read back; then the file gets its name. After an error
     nothing stays. Raises OSError."""
-    partial = f"{path}{PARTIAL}"
-    remove(partial)  # what a crash left
+    draft = f"{path}{PARTIAL}"
+    remove(draft)  # what a crash left
     try:
-        write(partial, [content])
-        found = check(read(partial, len(content)))
-        rename(partial, path)
+        write(draft, [content])
+        verdict = check(read(draft, len(content)))
+        rename(draft, path)
     except BaseException:
         with suppress(OSError):
-            remove(partial)
+            remove(draft)
         raise
-    return found
+    return verdict
 
 
 def rename(source: str | Path, target: str | Path) -> None:
@@ -237,9 +237,9 @@ def remove(path: str | Path) -> None:
     with _about(path), suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             with os.scandir(path) as entries:
-                inside = [entry.path for entry in entries]
-            for entry in inside:
-                remove(entry)
+                children = [entry.path for entry in entries]
+            for child in children:
+                remove(child)
             os.rmdir(path)
         else:
             os.unlink(path)
@@ -266,7 +266,7 @@ def _about(path):
 
 
 @contextmanager
-def _opened(path):
+def _regular_file(path):
     """(descriptor, bytes) of a regular file. O_NONBLOCK: a pipe that nobody writes to would be waited for."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

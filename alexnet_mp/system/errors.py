@@ -34,11 +34,11 @@ def run_command(main: Callable[[], int | None], several: bool = False) -> NoRetu
     files."""
     outputs = []
     for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers, which open() gives to the next files
-        stream, before = getattr(sys, name), getattr(sys, f"__{name}__")
+        stream, original = getattr(sys, name), getattr(sys, f"__{name}__")
         if missing := stream is None:  # closed before this began
-            stream = before = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")
+            stream = original = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")
             setattr(sys, name, stream)
-        if name != "stdin" and stream is before:  # not what a test listens with
+        if name != "stdin" and stream is original:  # not what a test listens with
             outputs.append(_Output(stream.fileno(), "w", closefd=False))
             outputs[-1].under, outputs[-1].missing = stream, missing  # which is closed when nobody has it
             outputs[-1].of_answers = name == "stdout"
@@ -69,8 +69,8 @@ def _status(main, several):
             with launcher.spoken_by_the_first():
                 _refuse_several()
         return main()
-    except SystemExit as ended:  # --help, or options that nobody knows
-        return ended.code
+    except SystemExit as system_exit:  # --help, or options that nobody knows
+        return system_exit.code
     except UserError as error:
         complain(" ".join(str(error).splitlines()))
         return 2
@@ -130,8 +130,8 @@ class _Output(io.FileIO):
 
 
 def _text(raw, like):
-    """A text stream on it, with the encoding of another; whole lines go out at once where that one's did, or its
-    letters did (PYTHONUNBUFFERED)."""
+    """A text stream on `raw`, with the encoding of `like`. It writes every whole line at once where `like` did so, or
+    wrote every letter at once (PYTHONUNBUFFERED)."""
     lines = like.line_buffering or like.write_through
     return io.TextIOWrapper(io.BufferedWriter(raw), like.encoding, line_buffering=lines)
 

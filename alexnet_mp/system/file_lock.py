@@ -19,13 +19,13 @@ def held(path: str | Path, busy: str, seconds: float | None = None) -> Iterator[
     another process holds it, `busy` is said, and it is waited for; with `seconds`, `busy` is the UserError after these.
     Raises UserError if the file can't be written or locked.
     """
-    path, end, told = Path(path), time.monotonic() + (seconds or 0), False
+    path, end, announced = Path(path), time.monotonic() + (seconds or 0), False
     while (lock := _take(path)) is None:
         if seconds is not None and time.monotonic() > end:
             raise UserError(busy)
-        if seconds is None and not told:
+        if seconds is None and not announced:
             say(busy)
-            told = True
+            announced = True
         time.sleep(0.05)
     with lock:
         yield

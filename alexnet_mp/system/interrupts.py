@@ -61,9 +61,9 @@ def interruptible() -> Iterator[Interrupts]:
     ignored."""
     interrupts = Interrupts()
     numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupts.note) for number in numbers}
+    handlers = {number: signal.signal(number, interrupts.note) for number in numbers}
     try:
         yield interrupts
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

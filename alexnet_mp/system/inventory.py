@@ -69,19 +69,19 @@ def installation(report: dict) -> dict[str, str | None]:
 def _commit():
     """Of the checkout that this runs from, "+changes" where files differ; None outside of one."""
     root = Path(__file__).resolve().parents[2]
-    found = machine.asked("git", "-C", str(root), "rev-parse", "HEAD") if (root / ".git").exists() else None
-    changed = machine.asked("git", "-C", str(root), "status", "--porcelain", "-uno") if found else None
-    return found.strip() + ("+changes" if changed else "") if found else None
+    commit = machine.asked("git", "-C", str(root), "rev-parse", "HEAD") if (root / ".git").exists() else None
+    changes = machine.asked("git", "-C", str(root), "status", "--porcelain", "-uno") if commit else None
+    return commit.strip() + ("+changes" if changes else "") if commit else None
 
 
 def packages(report: dict) -> dict[str, dict[str, str | None]]:
     """{import: {"version", "problem": what keeps it from being imported}}."""
-    found = {}
+    statuses = {}
     for name, why in machine.imports(PACKAGES).items():
-        installed = machine.version(PACKAGES[name]) or (machine.version(DALI[1]) if name == "nvidia.dali" else None)
-        problem = why and (f"can't be imported: {why}" if installed or "No module named" not in why else ABSENT)
-        found[name] = {"version": installed, "problem": problem}
-    return found
+        version = machine.version(PACKAGES[name]) or (machine.version(DALI[1]) if name == "nvidia.dali" else None)
+        problem = why and (f"can't be imported: {why}" if version or "No module named" not in why else ABSENT)
+        statuses[name] = {"version": version, "problem": problem}
+    return statuses
 
 
 def computer(report: dict) -> dict:
@@ -114,20 +114,20 @@ def names(report: dict) -> list[str]:
 
 
 def devices(report: dict) -> dict:
-    newest = machine.cuda_of_driver()
-    found = {"driver": machine.driver(), "cuda_of_driver": newest and "{}.{}".format(*newest)}
+    driver_cuda = machine.cuda_of_driver()
+    facts = {"driver": machine.driver(), "cuda_of_driver": driver_cuda and "{}.{}".format(*driver_cuda)}
     torch = told(torch_of, report)
     if isinstance(torch, dict):
-        return found | torch
-    found |= {"cuda_of_torch": torch.version.cuda, "threads": torch.get_num_threads()}
+        return facts | torch
+    facts |= {"cuda_of_torch": torch.version.cuda, "threads": torch.get_num_threads()}
     count = torch.cuda.device_count()
     for index in range(count):
-        found[f"cuda:{index}"] = told(_gpu, torch, index)
+        facts[f"cuda:{index}"] = told(_gpu, torch, index)
     for first, second in combinations(range(count), 2):
-        found[f"{first} and {second}"] = told(_peers, torch, first, second)
-    if newest and torch.version.cuda and not count:
-        found |= told(torch.cuda.init) or {"problem": "torch finds no CUDA device"}
-    return found
+        facts[f"{first} and {second}"] = told(_peers, torch, first, second)
+    if driver_cuda and torch.version.cuda and not count:
+        facts |= told(torch.cuda.init) or {"problem": "torch finds no CUDA device"}
+    return facts
 
 
 def _gpu(torch, index):
@@ -153,14 +153,14 @@ def kernels(report: dict) -> dict:
     library = {"problem": why} if (why := machine.deadly(dispatch.LIBRARY)) else told(dispatch.compiled)
     if library is None:
         library = {"problem": "not built: there was no C++ compiler, or no torch, at the installation"}
-    found = (
+    facts = (
         {"cpu": library, "cuda": library}
         if isinstance(library, dict)
         else {"cpu": told(_cpu_kernels, library), "cuda": told(_cuda_kernels, torch, dispatch.LIBRARY)}
     )
-    found["triton"] = _triton(report)
-    on = {} if why else {f"on_{device}": told(dispatch.resolve, "auto", device) for device in names(report)}
-    return found | on
+    facts["triton"] = _triton(report)
+    selections = {} if why else {f"on_{device}": told(dispatch.resolve, "auto", device) for device in names(report)}
+    return facts | selections
 
 
 def _cpu_kernels(library):
@@ -178,13 +178,13 @@ def _cuda_kernels(torch, library):
 
 def _why_no_cuda(torch):
     """Why the compiled kernels have none for GPUs."""
-    wanted, there = torch.version.cuda, machine.nvcc()
-    if wanted is None:
+    torch_cuda, nvcc_cuda = torch.version.cuda, machine.nvcc()
+    if torch_cuda is None:
         return "not built: torch is a build without CUDA"
-    if there is None:
-        return f"not built: there is no nvcc; torch wants one of CUDA {wanted.split('.')[0]}"
-    if there.split(".")[0] != wanted.split(".")[0]:
-        return f"not built: nvcc is of CUDA {there}, torch of {wanted}"
+    if nvcc_cuda is None:
+        return f"not built: there is no nvcc; torch wants one of CUDA {torch_cuda.split('.')[0]}"
+    if nvcc_cuda.split(".")[0] != torch_cuda.split(".")[0]:
+        return f"not built: nvcc is of CUDA {nvcc_cuda}, torch of {torch_cuda}"
     return "not built, though nvcc fits torch: it was not there at the installation, or the build failed"
 
 
@@ -202,7 +202,11 @@ def copies(report: dict) -> dict:
     gpus = names(report)[1:]
     ways = {"within memory": ("cpu", "cpu")} | {f"cpu to {gpu}": ("cpu", gpu) for gpu in gpus}
     ways |= {f"{gpu} to cpu": (gpu, "cpu") for gpu in gpus} | {f"within {gpu}": (gpu, gpu) for gpu in gpus}
-    ways |= {f"{a} to {b}": (a, b) for one, other in combinations(gpus, 2) for a, b in ((one, other), (other, one))}
+    ways |= {
+        f"{source} to {target}": (source, target)
+        for first, second in combinations(gpus, 2)
+        for source, target in ((first, second), (second, first))
+    }
     return {way: told(_copy, torch, *pair) for way, pair in ways.items()}
 
 

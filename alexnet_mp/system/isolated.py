@@ -60,44 +60,44 @@ def outcomes(
     takes longer than LIMIT has failed. prepare: a call before them that has STARTING; where it fails, or the process
     can't be had, the outcome of the first call is UNCHECKED. To be closed, or read to its end.
     """
-    ours, theirs = multiprocessing.Pipe()
+    parent_end, child_end = multiprocessing.Pipe()
     process = None
     try:
         try:
-            process = _start(theirs)
+            process = _start(child_end)
         except OSError as error:
             yield Outcome(UNCHECKED, f"no process can be started for it: {error.strerror or error}")
             return
-        theirs.close()
+        child_end.close()
         with suppress(OSError):  # it has ended already, which is found out at once
-            ours.send(sys.path)
-            ours.send_bytes(pickle.dumps((prepare, calls)))
-        started = _answer(ours, process, STARTING)
-        if started.state != PASSED:
-            yield Outcome(UNCHECKED, started.why if started.state == UNCHECKED else f"the process for it {started.why}")
+            parent_end.send(sys.path)
+            parent_end.send_bytes(pickle.dumps((prepare, calls)))
+        start = _answer(parent_end, process, STARTING)
+        if start.state != PASSED:
+            yield Outcome(UNCHECKED, start.why if start.state == UNCHECKED else f"the process for it {start.why}")
             return
         for _ in calls:
-            outcome = _answer(ours, process, LIMIT)
+            outcome = _answer(parent_end, process, LIMIT)
             yield outcome
             if outcome.state != PASSED:
                 return
     finally:
-        ours.close()
-        theirs.close()
+        parent_end.close()
+        child_end.close()
         if process is not None:
             _end(process)
 
 
 def _start(connection):
     """A process that serves a connection."""
-    nothing = subprocess.DEVNULL
+    devnull = subprocess.DEVNULL
     # In a session of its own: a terminal's Ctrl-C is for this process, which ends that one.
     return subprocess.Popen(
         [sys.executable, *COMMAND, str(connection.fileno())],
         pass_fds=[connection.fileno()],
-        stdin=nothing,
-        stdout=nothing,
-        stderr=nothing,
+        stdin=devnull,
+        stdout=devnull,
+        stderr=devnull,
         start_new_session=True,
     )
 
@@ -108,17 +108,17 @@ def _answer(connection, process, limit):
     try:
         while not connection.poll(min(POLL, max(0, end - time.monotonic()))):
             if process.poll() is not None and not connection.poll():
-                return Outcome(FAILED, _ended(process.returncode))
+                return Outcome(FAILED, _exit_words(process.returncode))
             if time.monotonic() >= end:
                 return Outcome(FAILED, f"gives no answer within {limit:g} s")
         return Outcome(**json.loads(connection.recv_bytes()))
     except (EOFError, OSError):
         with suppress(subprocess.TimeoutExpired):
             process.wait(ENDING)
-        return Outcome(FAILED, _ended(process.returncode))
+        return Outcome(FAILED, _exit_words(process.returncode))
 
 
-def _ended(status):
+def _exit_words(status):
     if status is not None and status < 0:
         with suppress(ValueError):
             return f"ends its process by {signal.Signals(-status).name}"
@@ -144,7 +144,7 @@ def serve(connection: Connection) -> None:
         return
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
     for function, arguments in (prepare, *calls):
-        outcome = _called(function, arguments)
+        outcome = _outcome(function, arguments)
         _send(connection, outcome)
         if outcome.state != PASSED:
             break
@@ -152,7 +152,7 @@ def serve(connection: Connection) -> None:
         time.sleep(1)
 
 
-def _called(function, arguments):
+def _outcome(function, arguments):
     try:
         function(*arguments)
         return Outcome(PASSED)
@@ -174,7 +174,7 @@ def _words(error):
 
 
 def _end_with_parent(connection):
-    """Nothing more is sent by the parent: what comes is its end."""
+    """Wait for the parent's end, and end this process with its group: the parent sends nothing more."""
     with suppress(EOFError, OSError):
         connection.recv_bytes()
     if os.getpgrp() == os.getpid():  # nobody's group but this process's own

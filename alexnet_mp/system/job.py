@@ -29,38 +29,38 @@ def joined(apart: bool) -> Iterator[ranks.Ranks]:
     end, one of them says why, with its status; the others end with 2, or 130 at a second Ctrl-C, without a word. Raises
     UserError."""
     if not apart and os.environ.get("WORLD_SIZE", "1") == "1":
-        alone = ranks.Ranks()
+        only_process = ranks.Ranks()
         try:
-            yield alone
+            yield only_process
         except UserError as error:
-            if not alone.begun or isinstance(error, ranks.InVain):
+            if not only_process.begun or isinstance(error, ranks.InVain):
                 launcher.not_again()
             raise
         return
     CONSOLE.quiet = not launcher.is_first()
-    each = _ranks(apart)
+    process = _ranks(apart)
     try:
-        if each.count % each.towers:
+        if process.count % process.towers:
             raise UserError(
-                f"--towers apart: a process a tower is an even number of them, not {each.count}; "
-                f"torchrun --nproc-per-node {each.count + 1}"
+                f"--towers apart: a process a tower is an even number of them, not {process.count}; "
+                f"torchrun --nproc-per-node {process.count + 1}"
             )
-        with each.reached():
-            ranks.answer(lambda: _make_groups(each), 2 * ranks.PATIENCE.total_seconds())  # which have their own
-        with each.alive():
-            each.meet()  # one that ended while others still connect to it would have them say so, in torch's words
-            yield each
+        with process.reached():
+            ranks.answer(lambda: _make_groups(process), 2 * ranks.PATIENCE.total_seconds())  # which have their own
+        with process.alive():
+            process.meet()  # one that ended while others still connect to it would have them say so, in torch's words
+            yield process
     except BaseException as error:
-        speaks = not isinstance(error, ranks.SaidElsewhere) and each.speaks()
+        speaks = not isinstance(error, ranks.SaidElsewhere) and process.speaks()
         atexit.register(_leave)  # the last thing of all: NCCL may wait there, and torchrun is told before
         if speaks:
             CONSOLE.quiet = False
-            asked_in_vain = isinstance(error, UserError) and not isinstance(error, ranks.Lost) and not each.begun
+            asked_in_vain = isinstance(error, UserError) and not isinstance(error, ranks.Lost) and not process.begun
             if asked_in_vain or isinstance(error, ranks.InVain):
-                each.not_again()
+                process.not_again()
         else:
             with suppress(KeyboardInterrupt):  # torchrun's, which ends all when the one that speaks has gone
-                each.wait_for_last_words()
+                process.wait_for_last_words()
         if speaks:
             raise
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
@@ -68,29 +68,31 @@ def joined(apart: bool) -> Iterator[ranks.Ranks]:
         dist.destroy_process_group()
 
 
-def _make_groups(each):
+def _make_groups(process):
     # Else NCCL's watchdog leaves word of a timeout in torchrun's store, where the processes that are started again
     # find it and end.
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     dist.init_process_group(
         # Tensors on GPUs travel by NCCL, those on the host by gloo.
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore("group", each.store),
-        rank=each.rank,
-        world_size=each.count,
+        store=dist.PrefixStore("group", process.store),
+        rank=process.rank,
+        world_size=process.count,
         timeout=ranks.PATIENCE,
     )
-    each.meeting_place = dist.new_group(backend="gloo", timeout=timedelta(days=1000))
+    process.meeting_place = dist.new_group(backend="gloo", timeout=timedelta(days=1000))
     timeout = ranks.PATIENCE + (AFTER_HOSTS if torch.cuda.is_available() else timedelta())
-    if each.apart:  # all processes make all groups
+    if process.apart:  # all processes make all groups
         # NCCL wants all processes of a group at its first operation: those of another pair may have no images for it.
-        pairs = [dist.new_group([first, first + 1], timeout=timeout) for first in range(0, each.count, 2)]
-        each.pair_group = pairs[each.pair]
-    if each.pairs > 1:
+        pairs = [dist.new_group([first, first + 1], timeout=timeout) for first in range(0, process.count, 2)]
+        process.pair_group = pairs[process.pair]
+    if process.pairs > 1:
         # NCCL has one communicator for two processes, whatever their devices, so that each tower has a group of its
         # own, also where a process has both.
-        step = each.towers
-        each.groups = [dist.new_group(list(range(tower % step, each.count, step)), timeout=timeout) for tower in (0, 1)]
+        step = process.towers
+        process.groups = [
+            dist.new_group(list(range(tower % step, process.count, step)), timeout=timeout) for tower in (0, 1)
+        ]
 
 
 def _leave():
@@ -105,12 +107,12 @@ def _leave():
 def _ranks(apart):
     """As the environment has it, with the store that the processes meet in. Where that isn't found, or a signal comes
     first, the first process of each machine, or of the job, says so, and the others end without a word."""
-    how = "torchrun --nproc-per-node 2 -m alexnet_mp.train --towers apart ..."
+    command = "torchrun --nproc-per-node 2 -m alexnet_mp.train --towers apart ..."
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         raise UserError(
-            f"--towers apart: a process a tower, and torchrun starts them: {how}"
+            f"--towers apart: a process a tower, and torchrun starts them: {command}"
             if apart
-            else f"WORLD_SIZE is set without RANK: torchrun sets both: {how}"
+            else f"WORLD_SIZE is set without RANK: torchrun sets both: {command}"
         )
     local_rank = os.environ.get("LOCAL_RANK", os.environ["RANK"])
     try:
@@ -128,6 +130,6 @@ def _ranks(apart):
     except (ValueError, RuntimeError) as error:
         if local_rank == "0" or not local_rank.isdecimal():
             why = (str(error).splitlines() or [""])[0]
-            raise UserError(f"the processes don't find each other: {why}; {how}") from None
+            raise UserError(f"the processes don't find each other: {why}; {command}") from None
         time.sleep(launcher.LAST_WORDS)
         raise SystemExit(2) from None

@@ -27,18 +27,18 @@ def is_first() -> bool:
 
 @contextmanager
 def spoken_by_the_first() -> Iterator[None]:
-    """What all processes of a job print alike, as how a command is typed, is printed by the first of each machine,
-    which the others give the time for. What was typed wrong torchrun need not start again."""
+    """The first process of each machine prints what all processes of a job print alike, as how a command is typed; the
+    others are silent, and give it the time to. torchrun does not start again what was typed wrong."""
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         with ExitStack() as silence:
             if not first:
-                nowhere = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
-                silence.enter_context(redirect_stdout(nowhere))
-                silence.enter_context(redirect_stderr(nowhere))
+                devnull = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                silence.enter_context(redirect_stdout(devnull))
+                silence.enter_context(redirect_stderr(devnull))
             yield
-    except SystemExit as ended:
-        if ended.code:
+    except SystemExit as system_exit:
+        if system_exit.code:
             not_again()
         if not first:
             time.sleep(LAST_WORDS)
@@ -46,10 +46,10 @@ def spoken_by_the_first() -> Iterator[None]:
 
 
 def not_again() -> None:
-    """What was asked for can't be done: torchrun, which would start all processes of this machine again, is ended when
-    this one has said so. It has no other way to hear of it."""
-    left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) - int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    if left > 0:
+    """What was asked for can't be done: this process, when it has said so, ends torchrun, which would start all
+    processes of this machine again. torchrun has no other way to hear of it."""
+    retries = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) - int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if retries > 0:
         atexit.register(_end_torchrun)
 
 
@@ -66,7 +66,7 @@ def end_if_stuck() -> None:
     if not of_torchrun():
         return
     with suppress(OSError):  # a kernel before 5.3
-        torchrun, ending = os.pidfd_open(STARTED_BY), os.getpid()
+        torchrun, pid = os.pidfd_open(STARTED_BY), os.getpid()
         if os.getppid() != STARTED_BY or os.fork():
             return
         try:
@@ -76,7 +76,7 @@ def end_if_stuck() -> None:
             looks = 0
             while looks < STUCK:
                 time.sleep(1)
-                with open(f"/proc/{ending}/stat", encoding="utf-8") as stat:  # until torchrun has noticed its end
+                with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:  # until torchrun has noticed its end
                     looks += stat.read().rpartition(")")[2].split()[0] == "Z"
             signal.pidfd_send_signal(torchrun, signal.SIGKILL)
         finally:

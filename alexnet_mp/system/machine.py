@@ -26,10 +26,10 @@ def driver() -> str | None:
         ("/proc/driver/nvidia/version", r"Module\s+([\d.]+)"),
     ):
         with suppress(OSError, ValueError):
-            if found := re.search(pattern, Path(path).read_text(encoding="utf-8")):
-                return found[1]
-    found = re.match(r"\s*([\d.]+)", asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "")
-    return found[1] if found else None  # in WSL there are no such files
+            if match := re.search(pattern, Path(path).read_text(encoding="utf-8")):
+                return match[1]
+    match = re.match(r"\s*([\d.]+)", asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "")
+    return match[1] if match else None  # in WSL there are no such files
 
 
 def cuda_of_driver() -> tuple[int, int] | None:
@@ -47,8 +47,8 @@ def nvcc() -> str | None:
     """The release of the CUDA compiler that torch would build with, "13.0"; None where there is none."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     for program in (*(os.path.join(home, "bin", "nvcc") for home in homes), "nvcc", "/usr/local/cuda/bin/nvcc"):
-        if found := re.search(r"release ([\d.]+)", asked(program, "--version") or ""):
-            return found[1]
+        if match := re.search(r"release ([\d.]+)", asked(program, "--version") or ""):
+            return match[1]
     return None
 
 
@@ -62,8 +62,8 @@ def architectures(library: str | Path) -> list[str] | None:
     for program in programs:
         code, ptx = (asked(program, flag, str(library)) for flag in ("--list-elf", "--list-ptx"))
         if code is not None:
-            names, more = (sorted(set(re.findall(r"\.(sm_\w+)\.", listed or ""))) for listed in (code, ptx))
-            return names + [f"PTX of {name}" for name in more]
+            names, ptx_names = (sorted(set(re.findall(r"\.(sm_\w+)\.", listing or ""))) for listing in (code, ptx))
+            return names + [f"PTX of {name}" for name in ptx_names]
     return None
 
 
@@ -84,7 +84,7 @@ def asked(program: str, *arguments: str) -> str | None:
     if path is None:
         return None
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [path, *arguments],
             capture_output=True,
             text=True,
@@ -95,14 +95,14 @@ def asked(program: str, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return process.stdout if process.returncode == 0 else None
 
 
 def cache_directory() -> Path | None:
     """Where a user's programs keep what they can do without (XDG Base Directory Specification); None without a home."""
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if given.is_absolute():
-        return given
+    directory = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if directory.is_absolute():
+        return directory
     try:
         return Path.home() / ".cache"
     except RuntimeError:
@@ -111,7 +111,7 @@ def cache_directory() -> Path | None:
 
 def imports(names: Collection[str]) -> dict[str, str | None]:
     """{name: None where it can be imported, else why not, in a line}; each is tried in a process of its own."""
-    return {name: why for name, why in zip(names, map(_ended, [_running(f"import {name}") for name in names]))}
+    return {name: why for name, why in zip(names, map(_failure, [_process(f"import {name}") for name in names]))}
 
 
 @functools.cache
@@ -119,12 +119,12 @@ def deadly(library: str | Path) -> str | None:
     """Why a process that loads a library beside torch ends by a signal, in a line; None where it lives."""
     if not Path(library).exists():
         return None
-    process = _running(f"import torch\ntry: torch.ops.load_library({str(library)!r})\nexcept OSError: pass")
-    why = _ended(process, f"loading {Path(library).name}")
+    process = _process(f"import torch\ntry: torch.ops.load_library({str(library)!r})\nexcept OSError: pass")
+    why = _failure(process, f"loading {Path(library).name}")
     return why if not isinstance(process, OSError) and (process.returncode or 0) < 0 else None
 
 
-def _running(code):
+def _process(code):
     """A process with this code; an OSError where there is none."""
     try:
         return subprocess.Popen(
@@ -140,16 +140,16 @@ def _running(code):
         return error
 
 
-def _ended(process, what="the import"):
+def _failure(process, what="the import"):
     if isinstance(process, OSError):
         return f"no process can be started: {process.strerror}"
     try:
-        printed, errors = process.communicate(timeout=IMPORTING)
+        output, errors = process.communicate(timeout=IMPORTING)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
         return f"{what} takes more than {IMPORTING} s"
-    if process.returncode == 0 and printed.rstrip().endswith("done"):
+    if process.returncode == 0 and output.rstrip().endswith("done"):
         return None
     if process.returncode < 0:
         return f"{what} ends its process by signal {-process.returncode}"
@@ -167,7 +167,7 @@ def version(package: str) -> str | None:
 def shown(text: object) -> str:
     """A message of others as it may be pasted anywhere: in a line, without directories, homes and user names."""
     text = " ".join(str(text).split())
-    homes, users = _own()
+    homes, users = _homes_and_users()
     for home in homes:
         text = text.replace(home, "~")
     text = re.sub(r"/(?:home|Users)/[^\s/:'\"(),;]+", "~", text)
@@ -178,7 +178,7 @@ def shown(text: object) -> str:
     return text[:300]
 
 
-def _own():
+def _homes_and_users():
     """(home directories of this user, names), the longest first."""
     homes, users = {os.environ.get("HOME", "")}, {os.environ.get(name, "") for name in ("USER", "LOGNAME", "SUDO_USER")}
     with suppress(KeyError):

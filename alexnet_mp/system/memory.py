@@ -24,13 +24,13 @@ def keep_freed_memory() -> None:
 def free_memory() -> int:
     """Bytes that this process may still take: the machine's, or its control group's where that is less."""
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    free_bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     try:
         group = Path("/sys/fs/cgroup")
         statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
         # cached files give way
-        taken = int((group / "memory.current").read_text(encoding="utf-8")) - int(statistics["inactive_file"])
-        free = min(free, int((group / "memory.max").read_text(encoding="utf-8")) - taken)
+        used_bytes = int((group / "memory.current").read_text(encoding="utf-8")) - int(statistics["inactive_file"])
+        free_bytes = min(free_bytes, int((group / "memory.max").read_text(encoding="utf-8")) - used_bytes)
     except (OSError, ValueError, KeyError):  # no control group, or no limit ("max")
         pass
-    return max(free, 0)
+    return max(free_bytes, 0)

@@ -97,19 +97,19 @@ class Ranks:
         """Whether the flag is true in any process."""
         if self.count == 1:
             return flag
-        found = torch.tensor(int(flag))
+        maximum = torch.tensor(int(flag))
         with self.reached():
-            dist.all_reduce(found, dist.ReduceOp.MAX)
-        return bool(found)
+            dist.all_reduce(maximum, dist.ReduceOp.MAX)
+        return bool(maximum)
 
     def least(self, number: int) -> int:
         """The smallest of all processes' numbers."""
         if self.count == 1:
             return number
-        found = torch.tensor(number)
+        minimum = torch.tensor(number)
         with self.reached():
-            dist.all_reduce(found, dist.ReduceOp.MIN)
-        return int(found)
+            dist.all_reduce(minimum, dist.ReduceOp.MIN)
+        return int(minimum)
 
     def first(self, value: Value) -> Value:
         """Rank 0's value. It is pickled; between processes of one job, that is no risk."""
@@ -133,12 +133,12 @@ class Ranks:
         """Raise UserError where one of the facts is not the same in all processes."""
         if self.count == 1:
             return
-        found = self.gather(facts())
-        for name in found[0]:
-            if differing := [rank for rank, other in enumerate(found) if other[name] != found[0][name]]:
+        all_facts = self.gather(facts())
+        for name in all_facts[0]:
+            if outliers := [rank for rank, entry in enumerate(all_facts) if entry[name] != all_facts[0][name]]:
                 raise UserError(
-                    f"the processes of this job differ in {name}: {found[0][name]:.80} in rank 0, "
-                    f"{found[differing[0]][name]:.80} in rank {differing[0]}; all have to be started alike"
+                    f"the processes of this job differ in {name}: {all_facts[0][name]:.80} in rank 0, "
+                    f"{all_facts[outliers[0]][name]:.80} in rank {outliers[0]}; all have to be started alike"
                 )
 
     def meet(self) -> None:
@@ -146,39 +146,40 @@ class Ranks:
         one ends, that a signal comes, and that one gives no sign of life (`alive`) for as long as a step waits."""
         if self.count == 1:
             return
-        heard, look_at, pause = {}, time.monotonic() + BEAT, POLL / 64
+        signs_of_life, next_look, pause = {}, time.monotonic() + BEAT, POLL / 64
         with self.reached():
             meeting = dist.barrier(self.meeting_place, async_op=True)
             while not meeting.is_completed():
                 if answer(lambda: self.store.check([ENDED])):
                     raise SaidElsewhere
-                if time.monotonic() >= look_at:
-                    self._refuse_silence(heard)
-                    look_at = time.monotonic() + BEAT
+                if time.monotonic() >= next_look:
+                    self._refuse_silence(signs_of_life)
+                    next_look = time.monotonic() + BEAT
                 time.sleep(pause)
                 pause = min(2 * pause, POLL)
             meeting.wait()  # raises what went wrong
 
-    def _refuse_silence(self, heard):
-        """Raise RuntimeError where another process gave no sign for long. heard: {rank: (how many signs it had given,
-        when that was found)}."""
+    def _refuse_silence(self, signs_of_life):
+        """Raise RuntimeError where another process gave no sign for long.
+
+        signs_of_life: {rank: (how many signs it had given, when that was found)}."""
         now = time.monotonic()
         for rank in (rank for rank in range(self.count) if rank != self.rank):
             signs = answer(lambda: self.store.add(f"{ALIVE}/{rank}", 0))
-            if signs != heard.get(rank, (-1,))[0]:
-                heard[rank] = signs, now
-            elif now - heard[rank][1] > PATIENCE.total_seconds():
-                raise RuntimeError(f"rank {rank} gave no sign of life for {now - heard[rank][1]:.0f} s")
+            if signs != signs_of_life.get(rank, (-1,))[0]:
+                signs_of_life[rank] = signs, now
+            elif now - signs_of_life[rank][1] > PATIENCE.total_seconds():
+                raise RuntimeError(f"rank {rank} gave no sign of life for {now - signs_of_life[rank][1]:.0f} s")
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Meanwhile a thread gives a sign of life every few seconds, whatever this process waits for. It has a
-        connection of its own to the store: on another one it would wait behind what that one waits for."""
-        over, store = threading.Event(), self.store.clone()
+        """Meanwhile a thread gives a sign of life every few seconds, whatever this process waits for. The thread
+        has its own connection to the store: on this process's it would wait behind what that one waits for."""
+        end, store = threading.Event(), self.store.clone()
 
         def beat():
             with suppress(RuntimeError):  # who waits for this process says so
-                while not over.wait(BEAT):
+                while not end.wait(BEAT):
                     store.add(f"{ALIVE}/{self.rank}", 1)
 
         thread = threading.Thread(target=beat, name="alive", daemon=True)
@@ -186,7 +187,7 @@ class Ranks:
         try:
             yield
         finally:
-            over.set()
+            end.set()
             thread.join(ANSWERED)  # the interpreter's end would find it in the library, and abort
 
     def in_turn(self, pipeline: Batches) -> Batches:
@@ -205,13 +206,13 @@ class Ranks:
                 item = error = None
                 try:
                     item = next(items, _END)
-                except Exception as raised:
-                    error = raised
-                most = self.most(2 if error else 0 if item is _END else 1)
-                self.in_step = most == 2
+                except Exception as exception:
+                    error = exception
+                state = self.most(2 if error else 0 if item is _END else 1)
+                self.in_step = state == 2
                 if self.in_step:
                     raise error or SaidElsewhere("another process can't go on")
-                if most == 0:
+                if state == 0:
                     return
                 yield None if item is _END else item
 
@@ -296,8 +297,8 @@ class _InTurn:
     def __init__(self, ranks, pipeline):
         self.ranks, self.pipeline = ranks, pipeline
 
-    def train(self, *how):
-        return self.ranks.together(self.pipeline.train(*how))
+    def train(self, *arguments):
+        return self.ranks.together(self.pipeline.train(*arguments))
 
-    def views(self, *how):
-        return self.ranks.together(self.pipeline.views(*how))
+    def views(self, *arguments):
+        return self.ranks.together(self.pipeline.views(*arguments))

@@ -12,7 +12,7 @@ PLAIN_SECONDS = 10  # between two plain lines
 
 
 def _sizes(environment):
-    """Without a COLUMNS or LINES that is no size: of a width of 0 rich prints nothing."""
+    """The environment, without a COLUMNS or LINES that is no size: where the width is 0, rich prints nothing."""
     return {
         name: value
         for name, value in environment.items()
@@ -32,11 +32,11 @@ def say(text: str = "") -> None:
 def lines_on_stderr() -> Iterator[None]:
     """What `say` and `progress` write goes to standard error, so that standard output holds nothing but a command's
     JSON."""
-    before, CONSOLE.stderr = CONSOLE.stderr, True
+    setting, CONSOLE.stderr = CONSOLE.stderr, True
     try:
         yield
     finally:
-        CONSOLE.stderr = before
+        CONSOLE.stderr = setting
 
 
 def printable(text: str) -> str:
@@ -49,7 +49,7 @@ def progress(what: str, total: int, unit: str = "images", done: int = 0) -> Iter
     """Yields advance(n, note=""): n more of `total` units are done, after `done` before. Shows the rate, the time left
     and the note."""
     start = time.monotonic()
-    count, last = done, start
+    count, last_time = done, start
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -63,13 +63,13 @@ def progress(what: str, total: int, unit: str = "images", done: int = 0) -> Iter
         task = bar.add_task(what, total=total, completed=done, rate="", note="")
 
         def advance(n, note=""):
-            nonlocal count, last
+            nonlocal count, last_time
             count += n
             now = time.monotonic()
             rate = (count - done) / max(now - start, 1e-9)
             bar.update(task, advance=n, note=note, rate=f"{rate:,.1f}/s")
-            if not CONSOLE.is_terminal and count > done and now - last >= PLAIN_SECONDS:
-                last = now
+            if not CONSOLE.is_terminal and count > done and now - last_time >= PLAIN_SECONDS:
+                last_time = now
                 say(
                     f"{what}: {count:,} of {total:,} {unit}, {rate:,.1f}/s, {duration((total - count) / rate)} left"
                     + (f", {note}" if note else "")

@@ -118,7 +118,7 @@ class CheckpointPolicy:
             self.first_layer_failing = False
         except OSError as error:
             if not self.first_layer_failing:  # said once
-                self._failed(f"the first layer of step {self.trainer.step}", error)
+                self._raise_or_warn(f"the first layer of step {self.trainer.step}", error)
             self.first_layer_failing = True
         self.ranks.meet()  # a disk may be slow
 
@@ -160,11 +160,11 @@ class CheckpointPolicy:
         failure, prune_failure = self.saver.outcome()
         if failure:
             self.saved_as = None
-            self._failed("a checkpoint", failure)
+            self._raise_or_warn("a checkpoint", failure)
         self._say_not_removed(prune_failure)
         if self.run.metrics.failure and not self.metrics_failing:
             self.metrics_failing = True  # said once; the lines wait in memory
-            self._failed("metrics.jsonl", self.run.metrics.failure)
+            self._raise_or_warn("metrics.jsonl", self.run.metrics.failure)
         self.metrics_failing &= self.run.metrics.failure is not None
         if self.run.metrics.events.failure and not self.events_failed:
             self.events_failed = True
@@ -183,9 +183,9 @@ class CheckpointPolicy:
         try:
             yield
         except OSError as error:
-            self._failed(what, error)
+            self._raise_or_warn(what, error)
 
-    def _failed(self, what, error):
+    def _raise_or_warn(self, what, error):
         if not isinstance(error, OSError):  # also a directory that is no longer this run's
             raise error
         if self.stop_on_error:

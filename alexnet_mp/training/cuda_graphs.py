@@ -40,17 +40,17 @@ class CudaGraphs:
 
         So a tensor may be made on one stream, read on the other and freed: nobody writes its memory anew before that.
         """
-        usual = {device: torch.cuda.current_stream(device) for device in self.streams}
+        caller_streams = {device: torch.cuda.current_stream(device) for device in self.streams}
         with ExitStack() as streams:
             for device, stream in self.streams.items():
-                stream.wait_stream(usual[device])
+                stream.wait_stream(caller_streams[device])
             for stream in reversed(self.streams.values()):  # the first device stays the current one
                 streams.enter_context(torch.cuda.stream(stream))
             try:
                 yield
             finally:
                 for device, stream in self.streams.items():
-                    usual[device].wait_stream(stream)
+                    caller_streams[device].wait_stream(stream)
 
     def new_pool(self) -> dict[torch.device, tuple[int, int]]:
         """Memory for graphs, which those of all shapes share: no two of a device run at once, and a step reads what
@@ -134,9 +134,9 @@ class Tape:
         arriving: Mapping[int, torch.Tensor],
     ) -> dict[int, StandingCopy | StandingFlight]:
         """Begin a layer's crossings: {tower: what it receives}. See `Exchange.standing`."""
-        begun = self.exchange.standing(edge, pass_, outgoing, arriving)
-        self.steps += [("send", crossing) for crossing in begun.values()]
-        return begun
+        crossings = self.exchange.standing(edge, pass_, outgoing, arriving)
+        self.steps += [("send", crossing) for crossing in crossings.values()]
+        return crossings
 
     def receive(self, crossing: StandingCopy | StandingFlight) -> torch.Tensor:
         """Where it arrives, on the target's device."""
@@ -148,18 +148,18 @@ class Tape:
         if self.exchange.between == "devices":
             return numbers
         if numbers is not None:
-            (both,) = self.run(0, lambda: [torch.stack([number.double() for number in numbers])])
-            self.steps.append(("send", self.exchange.standing_numbers(both)))
+            (bundle,) = self.run(0, lambda: [torch.stack([number.double() for number in numbers])])
+            self.steps.append(("send", self.exchange.standing_numbers(bundle)))
             return numbers
         flight = self.exchange.standing_numbers(None)
         self.steps.append(("send", flight))
-        both = self.receive(flight)
-        return self.run(1, lambda: [both[0].to(dtype), both[1].clone()])
+        bundle = self.receive(flight)
+        return self.run(1, lambda: [bundle[0].to(dtype), bundle[1].clone()])
 
     def replay(self) -> None:
         if self.program is None:
-            there = tape_program.operator() is not None and tape_program.fits(self.steps, self.exchange)
-            self.program = there and tape_program.Program(self.steps, self.graphs.streams)
+            fits = tape_program.operator() is not None and tape_program.fits(self.steps, self.exchange)
+            self.program = fits and tape_program.Program(self.steps, self.graphs.streams)
         if self.program:
             tape_program.operator()(self.program.table)
         else:

@@ -36,10 +36,8 @@ EPS = torch.finfo(torch.float32).eps
 def prepare(devices: Sequence[torch.device], left_out: Iterable[tuple[str, str, str]]) -> None:
     """Called first: makes the devices ready, so that what is wrong with one is not taken for a kernel's fault."""
     leave_out(left_out)
-    nothing = torch.zeros(1)  # the first call of any operator has torch import its compiler, for seconds
-    paper_sgd_(
-        [nothing], [nothing], [nothing], learning_rates=[0.0], momentum=0.0, weight_decays=[0.0], kernels="reference"
-    )
+    zero = torch.zeros(1)  # the first call of any operator has torch import its compiler, for seconds
+    paper_sgd_([zero], [zero], [zero], learning_rates=[0.0], momentum=0.0, weight_decays=[0.0], kernels="reference")
     for device in devices:
         try:
             torch.ones(1024, device=device).sum().item()
@@ -55,11 +53,11 @@ def compare(
     if ours.shape != exact.shape or ours.dtype != torchs.dtype:
         raise Wrong(f"differs from the reference in the {what}: {describe(ours)}, not {describe(torchs)}")
     if exact.numel():
-        error, worst = (float((found.double() - exact).abs().max()) for found in (ours, torchs))
-        if not error <= 2 * max(worst, least) + approximate:  # so that NaN is wrong
+        error, torch_error = (float((tensor.double() - exact).abs().max()) for tensor in (ours, torchs))
+        if not error <= 2 * max(torch_error, least) + approximate:  # so that NaN is wrong
             dtype = str(ours.dtype).removeprefix("torch.")
             raise Wrong(
-                f"differs from the reference in the {what}: off by {error:.2g}, PyTorch in {dtype} by {worst:.2g}"
+                f"differs from the reference in the {what}: off by {error:.2g}, PyTorch in {dtype} by {torch_error:.2g}"
             )
 
 
@@ -68,7 +66,7 @@ def rounding(exact: torch.Tensor) -> float:
     return EPS * float(exact.abs().max()) if exact.numel() else 0.0
 
 
-def _drawn(shape, seed, device):
+def _samples(shape, seed, device):
     """N(0, 1) in float64, the same on every device."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
 
@@ -99,34 +97,34 @@ def fused_operation(
     constants: {field of the recipe: value}. kernels: as `--kernels` has it; implementation: which that is here.
     """
     (device,) = devices
-    ours, plain = (_layer(layer, [fused], maps, constants, by, device) for by in (kernels, "reference"))
+    ours, oracle = (_layer(layer, [fused], maps, constants, choice, device) for choice in (kernels, "reference"))
     x = _maps(maps, layer, constants, device).to(dtype)
     with_bias = ours.bias_in_kernel and fused == plan(layer.then)[0]
-    bias = _drawn(maps[:1], 2, device).to(dtype) if with_bias else None
-    three = (ours, x, bias), (plain, x, bias), (plain, x.double(), bias.double() if with_bias else None)
+    bias = _samples(maps[:1], 2, device).to(dtype) if with_bias else None
+    cases = (ours, x, bias), (oracle, x, bias), (oracle, x.double(), bias.double() if with_bias else None)
     norm = not {"lrn", "spatial_norm"}.isdisjoint(fused)
-    of_output, of_gradient = (norm * relative / EPS for relative in approximation(implementation, device))  # roundings
+    output_roundings, gradient_roundings = (norm * error / EPS for error in approximation(implementation, device))
     for train in (False, True):
-        y, torchs, exact = (_forward(*inputs, train) for inputs in three)
+        y, torchs, exact = (_forward(*inputs, train) for inputs in cases)
         least = rounding(exact)
-        compare("output" if train else "output of a test", y, torchs, exact, least, of_output * least)
-    dy = torch.empty_like(y).copy_(_drawn(exact.shape, 3, device) * _clear(layer, fused, *three[2][1:], constants))
-    found = [_backward(*inputs, dy) for inputs in three]
-    least = rounding(found[2][0])
-    compare("gradient", *(gradients[0] for gradients in found), least, of_gradient * least)
+        compare("output" if train else "output of a test", y, torchs, exact, least, output_roundings * least)
+    dy = torch.empty_like(y).copy_(_samples(exact.shape, 3, device) * _clear(layer, fused, *cases[2][1:], constants))
+    gradients = [_backward(*inputs, dy) for inputs in cases]
+    least = rounding(gradients[2][0])
+    compare("gradient", *(case[0] for case in gradients), least, gradient_roundings * least)
     if with_bias:  # a sum of n rounded terms errs by the root of n roundings; what is approximate may all add up
-        summed = rounding(found[2][0].abs().sum((0, 2, 3)))
+        sum_rounding = rounding(gradients[2][0].abs().sum((0, 2, 3)))
         least *= math.sqrt(x.numel() / maps[0])
-        compare("gradient of the bias", *(gradients[1] for gradients in found), least, of_gradient * summed)
+        compare("gradient of the bias", *(case[1] for case in gradients), least, gradient_roundings * sum_rounding)
     synchronize(devices)
 
 
 def _layer(layer, fused_operations, maps, constants, kernels, device):
     """The `TowerLayer` with hardly a product, and with these fused operations after it."""
     recipe = SimpleNamespace(seed=1, **constants)
-    made = TowerLayer(recipe, Size(layer, (1, 1, 1), maps, maps), 5, (0,), kernels, device)
-    made.fused_operations = fused_operations
-    return made
+    tower_layer = TowerLayer(recipe, Size(layer, (1, 1, 1), maps, maps), 5, (0,), kernels, device)
+    tower_layer.fused_operations = fused_operations
+    return tower_layer
 
 
 def _maps(maps, layer, constants, device):
@@ -134,8 +132,8 @@ def _maps(maps, layer, constants, device):
 
     Ordered in memory as a product's output.
     """
-    felt = constants["lrn_alpha"] * constants["lrn_size"]
-    x = (math.sqrt(constants["lrn_k"] / felt) if felt > 0 else 30.0) * _drawn((IMAGES, *maps), 1, device)
+    scale = constants["lrn_alpha"] * constants["lrn_size"]
+    x = (math.sqrt(constants["lrn_k"] / scale) if scale > 0 else 30.0) * _samples((IMAGES, *maps), 1, device)
     if layer.kind == "fc":
         return x.flatten(1)
     corner = constants["pool_size"] + constants["pool_stride"]  # two windows that overlap
@@ -161,38 +159,38 @@ def _clear(layer, fused, x, bias, constants):
     """1 for every output whose window has a maximum, or exact ties, well ahead of all else; else 0."""
     if "max_pool" not in fused:
         return 1
-    before = _layer(layer, plan(fused[: fused.index("max_pool")]), x.shape[1:], constants, "reference", x.device)
-    if before.fused_operations:
-        u = before.apply_epilogue(x, bias, None)
+    prefix = _layer(layer, plan(fused[: fused.index("max_pool")]), x.shape[1:], constants, "reference", x.device)
+    if prefix.fused_operations:
+        u = prefix.apply_epilogue(x, bias, None)
     else:
         u = x if bias is None else x + bias[:, None, None]
     pool, stride = constants["pool_size"], constants["pool_stride"]
     sides = [pooled_size(side, pool, stride) for side in u.shape[2:]]
-    below, right = ((number - 1) * stride + pool - side for number, side in zip(sides, u.shape[2:]))
-    windows = F.unfold(F.pad(u, (0, right, 0, below), value=-math.inf).flatten(0, 1)[:, None], pool, stride=stride)
-    best = windows.amax(1, keepdim=True)
-    near = (windows < best) & (windows >= best - CLEAR * best.abs())
+    bottom, right = ((number - 1) * stride + pool - side for number, side in zip(sides, u.shape[2:]))
+    windows = F.unfold(F.pad(u, (0, right, 0, bottom), value=-math.inf).flatten(0, 1)[:, None], pool, stride=stride)
+    maxima = windows.amax(1, keepdim=True)
+    near = (windows < maxima) & (windows >= maxima - CLEAR * maxima.abs())
     return (~near.any(1)).double().view(*u.shape[:2], *sides)
 
 
 def update(devices: Sequence[torch.device], shapes: Sequence[tuple[int, ...]], momentum: float, kernels: str) -> None:
     """Two updates of parameters of these shapes, in float32; the second one has a rate of 0. devices: one."""
     (device,) = devices
-    drawn = [[_drawn(shape, seed + 10 * number, device) for number, shape in enumerate(shapes)] for seed in (1, 2, 3)]
-    found = []
-    for by, dtype in ((kernels, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
-        w, g, v = ([_ordered(tensor.float()).to(dtype) for tensor in tensors] for tensors in drawn)
+    lists = [[_samples(shape, seed + 10 * number, device) for number, shape in enumerate(shapes)] for seed in (1, 2, 3)]
+    updates = []
+    for choice, dtype in ((kernels, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
+        w, g, v = ([_like_parameter(tensor.float()).to(dtype) for tensor in tensors] for tensors in lists)
         rates = [0.0 if number == 1 else 0.01 for number in range(len(w))]
         decays = [5e-4 if number % 2 == 0 else 0.0 for number in range(len(w))]
         for _ in range(2):
-            paper_sgd_(w, g, v, learning_rates=rates, momentum=momentum, weight_decays=decays, kernels=by)
-        found.append([*(("weights", tensor) for tensor in w), *(("velocity", tensor) for tensor in v)])
-    for (what, ours), (_, torchs), (_, exact) in zip(*found):
+            paper_sgd_(w, g, v, learning_rates=rates, momentum=momentum, weight_decays=decays, kernels=choice)
+        updates.append([*(("weights", tensor) for tensor in w), *(("velocity", tensor) for tensor in v)])
+    for (what, ours), (_, torchs), (_, exact) in zip(*updates):
         compare(what, ours, torchs, exact, rounding(exact))
     synchronize(devices)
 
 
-def _ordered(tensor):
+def _like_parameter(tensor):
     """As the network keeps its parameters."""
     return tensor.clone(memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format)
 
@@ -204,13 +202,13 @@ def augmentation(
     (device,) = devices
     generator = torch.Generator().manual_seed(1)
     pictures = torch.randint(0, 256, (IMAGES, stored, stored, 3), generator=generator, dtype=torch.uint8)
-    most = stored - crop
-    places = torch.tensor([0, most, most // 2]), torch.tensor([most, 0, most // 3]), torch.tensor([False, True, True])
+    edge = stored - crop
+    places = torch.tensor([0, edge, edge // 2]), torch.tensor([edge, 0, edge // 3]), torch.tensor([False, True, True])
     shift = 10 * torch.randn(IMAGES, 3, generator=generator)
     mean = (255 * torch.rand(stored, stored, 3, generator=generator)).to(device)
     options = dict(crop=crop, mean_follows_crop=mean_follows_crop)
-    given = pictures.to(device) if device.type == "cuda" else list(pictures)  # as the pipeline does
-    ours, pictures = augment(given, *places, mean, shift, 0.75, dtype=dtype, **options), pictures.to(device)
+    batch = pictures.to(device) if device.type == "cuda" else list(pictures)  # as the pipeline does
+    ours, pictures = augment(batch, *places, mean, shift, 0.75, dtype=dtype, **options), pictures.to(device)
     torchs = reference.augment(pictures, *places, mean, shift, 0.75, dtype=dtype, **options)
     exact = reference.augment(pictures, *places, mean.double(), shift.double(), 0.75, dtype=torch.float64, **options)
     compare("output", ours, torchs, exact, rounding(exact))
@@ -221,10 +219,10 @@ def product(devices: Sequence[torch.device], shape: tuple[int, int], kernels: st
     """The product of a fully connected layer of these weights, in float32. devices: one."""
     (device,) = devices
     x, weight, bias, dy = (
-        _drawn(of, seed, device).float()
-        for seed, of in enumerate(((IMAGES, shape[1]), shape, shape[:1], (IMAGES, shape[0])))
+        _samples(dims, seed, device).float()
+        for seed, dims in enumerate(((IMAGES, shape[1]), shape, shape[:1], (IMAGES, shape[0])))
     )
-    found = []
+    outputs = []
     for function, dtype in (
         (partial(linear, kernels=kernels), torch.float32),
         (F.linear, torch.float32),
@@ -232,15 +230,15 @@ def product(devices: Sequence[torch.device], shape: tuple[int, int], kernels: st
     ):
         inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, weight, bias)]
         y = function(*inputs)
-        found.append([y.detach(), *torch.autograd.grad(y, inputs, dy.to(dtype))])
+        outputs.append([y.detach(), *torch.autograd.grad(y, inputs, dy.to(dtype))])
     terms = {
         "output": shape[1],
         "gradient": shape[0],
         "gradient of the weights": IMAGES,
         "gradient of the bias": IMAGES,
     }
-    for (what, count), *three in zip(terms.items(), *found):  # of sums in other orders one may err by far less
-        compare(what, *three, rounding(three[2]) * math.sqrt(count))
+    for (what, count), *tensors in zip(terms.items(), *outputs):  # of sums in other orders one may err by far less
+        compare(what, *tensors, rounding(tensors[2]) * math.sqrt(count))
     synchronize(devices)
 
 
@@ -257,34 +255,35 @@ def cross(exchange: Exchange, shape: tuple[int, ...], dtype: torch.dtype) -> Non
     towers, devices = (0, 1), exchange.devices
     places = [[torch.zeros(shape, dtype=dtype, device=device) for device in devices] for _ in range(2)]
     for number in range(ROUNDS):
-        sent, back = (
-            [_drawn(shape, 4 * number + first + tower, "cpu").to(dtype) for tower in towers] for first in (0, 2)
+        samples, back_gradients = (
+            [_samples(shape, 4 * number + kind + tower, "cpu").to(dtype) for tower in towers] for kind in (0, 2)
         )
-        maps = [_late(places[0][tower], sent[tower]).detach().requires_grad_() for tower in towers]
-        read = []
+        maps = [_copy_late(places[0][tower], samples[tower]).detach().requires_grad_() for tower in towers]
+        arrivals = []
         for tower, parts in zip(towers, exchange.gather("self-check", maps, 2)):
             weights = torch.tensor([0.0, 1.0], dtype=dtype, device=devices[tower])
-            read.append(
+            arrivals.append(
                 split_input_product(
-                    _scaled, parts[tower], parts[1 - tower], weights, lambda weight: weight.split(1), None
+                    _scale, parts[tower], parts[1 - tower], weights, lambda weight: weight.split(1), None
                 )
             )
-        torch.autograd.backward(read, [_late(places[1][tower], back[tower]) for tower in towers])
+        torch.autograd.backward(arrivals, [_copy_late(places[1][tower], back_gradients[tower]) for tower in towers])
         for source, target in ((0, 1), (1, 0)):
             way = f"{devices[source]} to {devices[target]}"
-            if not torch.equal(read[target].detach().cpu(), sent[source]):
+            if not torch.equal(arrivals[target].detach().cpu(), samples[source]):
                 raise Wrong(f"is wrong: other values arrive than were sent from {way}")
-            if not torch.equal(maps[target].grad.cpu(), back[source]):  # what tower `source` read is of tower `target`
+            # what tower `source` read is of tower `target`
+            if not torch.equal(maps[target].grad.cpu(), back_gradients[source]):
                 raise Wrong(f"is wrong: other gradients arrive than were sent from {way}")
     synchronize(devices)
 
 
-def _scaled(x, weight, bias):
+def _scale(x, weight, bias):
     """In place of a product: the reader's own half times 0 plus the other's times 1 is the other's to the last bit."""
     return x * weight
 
 
-def _late(place, values):
+def _copy_late(place, values):
     """The place, which will hold the values when its GPU has done something else."""
     values = values.to(place.device)
     if place.is_cuda:

@@ -32,9 +32,9 @@ def end_diverged(
         durable_files.replace(run.path / NON_FINITE, (json.dumps(content, indent=1) + "\n").encode())
         draw_curves(run.path, classes)
     saver.wait(PATIENCE)
-    some = ", ".join(images[:2]) + (f" and {len(images) - 2} more" if len(images) > 2 else "") or f"those of {split}"
-    kept = f"the last good checkpoint is {saver.saved}" if saver.saved else "no checkpoint was written yet"
+    names = ", ".join(images[:2]) + (f" and {len(images) - 2} more" if len(images) > 2 else "") or f"those of {split}"
+    checkpoint = f"the last good checkpoint is {saver.saved}" if saver.saved else "no checkpoint was written yet"
     raise InVain(
-        f"{what}; images: {some} ({run.path}/{NON_FINITE}); {kept}; the same command would come to it again; "
+        f"{what}; images: {names} ({run.path}/{NON_FINITE}); {checkpoint}; the same command would come to it again; "
         "from an earlier checkpoint, --resume PATH --out NEW --resume-anyway --set learning_rate=..., may help"
     )

@@ -43,26 +43,26 @@ def dry_run(options: Options, clock: Callable[[], float] = time.perf_counter) ->
     """
     keep_freed_memory()
     torch.backends.cudnn.deterministic = True
-    with joined(options.towers == "apart") as ranks, ExitStack() as held:
+    with joined(options.towers == "apart") as ranks, ExitStack() as resources:
         if ranks.count > 1:
             raise UserError("--dry-run: not yet of several processes; in one it tells the memory of the same towers")
-        asked, place = _without_writing(options)
-        plan = resolve(replace(asked, self_check=False), held)
-        dataset, pipeline, checked = run.choose_pipeline(plan)
+        dry_options, directory = _without_writing(options)
+        plan = resolve(replace(dry_options, self_check=False), resources)
+        dataset, pipeline, checks = run.choose_pipeline(plan)
         pipeline.pieces = plan.pieces
         pipeline.use(_statistics(plan, dataset))
-        network = run.build_network(plan, run.TrainingData(dataset, pipeline, [], checked, {}))
-        say(f"dry run: nothing is written; run directory {place or plan.out}, kernels {network.kernels_used()}")
+        network = run.build_network(plan, run.TrainingData(dataset, pipeline, [], checks, {}))
+        say(f"dry run: nothing is written; run directory {directory or plan.out}, kernels {network.kernels_used()}")
         classes = len(dataset.classes)
         say(f"{sum(shapes.parameter_counts(plan.recipe, classes)):,} parameters")
         # a set may be smaller than a batch
-        whole = min(plan.recipe.batch_size, len(dataset.splits["train"]))
-        images = min(whole, plan.pieces.microbatch or whole)
+        batch_size = min(plan.recipe.batch_size, len(dataset.splits["train"]))
+        images = min(batch_size, plan.pieces.microbatch or batch_size)
         _say_memory(network, images)
-        done = plan.point.checkpoint.state.step if plan.point else 0
-        seconds = _seconds_a_step(plan, network, pipeline, done, clock)
-        say(_bytes_in_words(network, plan.recipe, classes, whole))
-        _say_time(seconds, done, options.steps, plan.recipe, dataset)
+        steps_before = plan.point.checkpoint.state.step if plan.point else 0
+        seconds = _seconds_a_step(plan, network, pipeline, steps_before, clock)
+        say(_bytes_in_words(network, plan.recipe, classes, batch_size))
+        _say_time(seconds, steps_before, options.steps, plan.recipe, dataset)
 
 
 def _without_writing(options: Options) -> tuple[Options, str]:
@@ -76,10 +76,10 @@ def _without_writing(options: Options) -> tuple[Options, str]:
     if options.resume == "auto" and not listing(source):
         return replace(options, resume=None, out=f"{source}.dry-run"), source
     path = Path(os.path.abspath(source))
-    own = path.parent.parent if path.parent.name == CHECKPOINTS else path
-    if options.out and os.path.realpath(options.out) != os.path.realpath(own):
+    directory = path.parent.parent if path.parent.name == CHECKPOINTS else path
+    if options.out and os.path.realpath(options.out) != os.path.realpath(directory):
         return options, options.out
-    return replace(options, resume=str(source), out=f"{own}.dry-run"), options.out or os.path.relpath(own)
+    return replace(options, resume=str(source), out=f"{directory}.dry-run"), options.out or os.path.relpath(directory)
 
 
 def _statistics(plan: Plan, dataset: DataSet) -> Statistics:
@@ -90,11 +90,11 @@ def _statistics(plan: Plan, dataset: DataSet) -> Statistics:
 
 
 def _say_memory(network, images):
-    found = step_memory(network, images)
+    memory = step_memory(network, images)
     parts = "; ".join(
-        f"tower {'ab'[number]} {each.total / 1e6:,.1f} MB (weights, gradients and velocity "
-        f"{(each.total - each.activations) / 1e6:,.1f}, activations {each.activations / 1e6:,.1f})"
-        for number, each in enumerate(found)
+        f"tower {'ab'[number]} {tower.total / 1e6:,.1f} MB (weights, gradients and velocity "
+        f"{(tower.total - tower.activations) / 1e6:,.1f}, activations {tower.activations / 1e6:,.1f})"
+        for number, tower in enumerate(memory)
     )
     say(f"memory of a step of {images:,} images in float32: {parts}; workspaces come on top")
 
@@ -110,17 +110,17 @@ def _bytes_in_words(network: TwoTowerAlexNet, recipe: Recipe, classes: int, imag
     return f"{crossing} cross between the {network.exchange.between} in float32, at {edges}"
 
 
-def _seconds_a_step(plan, network, pipeline, done, clock):
+def _seconds_a_step(plan, network, pipeline, steps_before, clock):
     """[seconds] of up to `TIMED` steps, each with the wait for its images."""
     optimizer, schedule = PaperSGD(network), make_schedule(plan.recipe)
     step = make_step(network, optimizer, pipeline, plan.options.graphs, plan.ranks)
-    before = graphed_step.WARM_UP + BEFORE if isinstance(step, graphed_step.GraphedStep) else BEFORE
+    warm_up = graphed_step.WARM_UP + BEFORE if isinstance(step, graphed_step.GraphedStep) else BEFORE
     devices = {device for device in network.exchange.devices if device.type == "cuda"}
     network.train()
-    seconds, epochs = [], max(plan.recipe.epochs, done // steps_per_epoch(plan.recipe, pipeline.dataset) + 1)
-    with closing(pipeline.train(done, epochs, schedule.colour_noise)) as batches:
+    seconds, epochs = [], max(plan.recipe.epochs, steps_before // steps_per_epoch(plan.recipe, pipeline.dataset) + 1)
+    with closing(pipeline.train(steps_before, epochs, schedule.colour_noise)) as batches:
         start = clock()
-        for batch in islice(batches, before + TIMED):
+        for batch in islice(batches, warm_up + TIMED):
             optimizer.set_rates(schedule.rates(batch.epoch))
             step(batch.images, batch.labels, lambda loss: None, len(batch.numbers))
             for device in devices:
@@ -128,15 +128,15 @@ def _seconds_a_step(plan, network, pipeline, done, clock):
             now = clock()
             seconds.append(now - start)
             start = now
-    return seconds[before:] or seconds[-1:]
+    return seconds[warm_up:] or seconds[-1:]
 
 
-def _say_time(seconds, done, asked, recipe, dataset):
-    whole = steps_of_recipe(recipe, dataset)
-    left = max(0, (whole if asked is None else min(asked, whole)) - done)
-    each = statistics.median(seconds)
+def _say_time(seconds, steps_before, limit, recipe, dataset):
+    total = steps_of_recipe(recipe, dataset)
+    remainder = max(0, (total if limit is None else min(limit, total)) - steps_before)
+    median = statistics.median(seconds)
     say(
-        f"a step takes {1e3 * each:,.0f} ms (median of {len(seconds)}), with the wait for its images: "
-        f"{left:,} step{' is' if left == 1 else 's are'} about {duration(left * each)}; reading all images first, "
-        "validations and tests come on top"
+        f"a step takes {1e3 * median:,.0f} ms (median of {len(seconds)}), with the wait for its images: "
+        f"{remainder:,} step{' is' if remainder == 1 else 's are'} about {duration(remainder * median)}; "
+        "reading all images first, validations and tests come on top"
     )

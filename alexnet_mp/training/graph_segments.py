@@ -31,10 +31,10 @@ def forward_and_backward(
     for layer in (layer for tower in network.towers for layer in tower.children()):
         layer.first_row = 0  # the whole minibatch; before, the network may have computed a part of one
     runs = _runs(network.recipe.layers)
-    passed = _forward(network, runs, images, labels, tape)
-    last = passed[-1].get(0)
-    numbers = tape.told(last and last.results, network.dtype)
-    _backward(runs, passed, tape)
+    stages = _forward(network, runs, images, labels, tape)
+    loss_segment = stages[-1].get(0)
+    numbers = tape.told(loss_segment and loss_segment.results, network.dtype)
+    _backward(runs, stages, tape)
     return numbers
 
 
@@ -44,7 +44,7 @@ def _forward(network, runs, images, labels, tape):
     def answer(logits):
         return loss_and_right(logits.to(network.dtype), labels, network.kernels)
 
-    passed = []
+    stages = []
     for layers in runs:
         segments = {
             tower.index: Segment(tower, [getattr(tower, layer.name) for layer in layers if hasattr(tower, layer.name)])
@@ -53,35 +53,37 @@ def _forward(network, runs, images, labels, tape):
         }
         if layers is runs[-1] and 0 in segments:
             segments[0].finish = answer
-        if not passed:
+        if not stages:
             for (tower, segment), image in zip(segments.items(), images):
                 segment.results = tape.run(tower, segment.start, image)
         else:
-            before = passed[-1]
-            outgoing = {tower: own.results[0] for tower, own in before.items() if _reads(layers, 1 - tower)}
-            arriving = {tower: before[tower].results[0] for tower in segments}
+            inputs = stages[-1]
+            outgoing = {tower: source.results[0] for tower, source in inputs.items() if _reads(layers, 1 - tower)}
+            arriving = {tower: inputs[tower].results[0] for tower in segments}
             crossings = tape.cross(layers[0].name, "forward", outgoing, arriving)
             for tower, segment in segments.items():
-                own = before[tower]
+                source = inputs[tower]
                 # in both processes the same layers are trained
-                needs_grad = own.trained, before.get(1 - tower, own).trained
-                tape.run(tower, segment.begin, own.results[0], needs_grad, tower == 0)
+                needs_grad = source.trained, inputs.get(1 - tower, source).trained
+                tape.run(tower, segment.begin, source.results[0], needs_grad, tower == 0)
                 segment.results = tape.run(tower, segment.end, tape.receive(crossings[tower]))
-        passed.append(segments)
-    return passed
+        stages.append(segments)
+    return stages
 
 
-def _backward(runs, passed, tape):
+def _backward(runs, stages, tape):
     # {tower: of its outputs, to be summed}; the loss has none, and needs none
-    gradients = dict.fromkeys(passed[-1], ())
+    gradients = dict.fromkeys(stages[-1], ())
     for number in range(len(runs) - 1, -1, -1):
-        layers, segments, before = runs[number], passed[number], passed[number - 1] if number else {}
+        layers, segments, inputs = runs[number], stages[number], stages[number - 1] if number else {}
         trained = {tower: segment for tower, segment in reversed(segments.items()) if segment.trained}
-        backs = {tower: tape.run(tower, segment.backward, gradients[tower]) for tower, segment in trained.items()}
-        outgoing = {tower: back[0] for tower, back in backs.items() if back}
-        arriving = {tower: own.results[0] for tower, own in before.items() if own.trained and _reads(layers, 1 - tower)}
+        returns = {tower: tape.run(tower, segment.backward, gradients[tower]) for tower, segment in trained.items()}
+        outgoing = {tower: tensors[0] for tower, tensors in returns.items() if tensors}
+        arriving = {
+            tower: source.results[0] for tower, source in inputs.items() if source.trained and _reads(layers, 1 - tower)
+        }
         crossings = tape.cross(layers[0].name, "backward", outgoing, arriving) if outgoing or arriving else {}
-        gradients = {tower: [] for tower in before}
+        gradients = {tower: [] for tower in inputs}
         for tower, segment in trained.items():
             if segment.split and segment.split.needs_more_grad:
                 gradients[tower] += tape.run(tower, segment.backward_of_product)
@@ -131,13 +133,13 @@ class Segment:
 
     def begin(self, own: torch.Tensor, needs_grad: tuple[bool, bool], own_is_first: bool) -> list[torch.Tensor]:
         """The product with the tower's own half. needs_grad: whether gradients of (own, other half) are needed."""
-        first = self.layers[0]
+        layer = self.layers[0]
         with torch.enable_grad():
-            self.weight, self.added, self.bias = first.operands(own.dtype)
-        self.of_product = {first.weight} if self.added is None else {first.weight, first.bias}
+            self.weight, self.added, self.bias = layer.operands(own.dtype)
+        self.of_product = {layer.weight} if self.added is None else {layer.weight, layer.bias}
         needs_grad = *needs_grad, self.weight.requires_grad, self.added is not None and self.added.requires_grad
         self.split = SplitInputProduct(
-            first.product, own, self.weight, first.halves(own_is_first), self.added, needs_grad
+            layer.product, own, self.weight, layer.halves(own_is_first), self.added, needs_grad
         )
         self.split.begin()
         return []
@@ -152,8 +154,8 @@ class Segment:
     def _go_on(self, maps):
         for layer in self.layers[1:]:
             maps = layer(maps, self.tower.step)
-        self.out, *more = self.finish(maps)
-        return [self.out.detach(), *more]
+        self.out, *extras = self.finish(maps)
+        return [self.out.detach(), *extras]
 
     def backward(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """All but the split product, and the gradient of the other half: [it], or [] where it isn't wanted.
@@ -167,22 +169,22 @@ class Segment:
             if parameter.requires_grad and parameter not in self.of_product
         ]
         y = [self.y] if self.y is not None and self.y.requires_grad else []
-        found = torch.autograd.grad(
+        grads = torch.autograd.grad(
             self.out, [*y, *parameters], sum(gradients[1:], gradients[0]) if gradients else None
         )
-        self.dy, *of_parameters = found if y else (None, *found)
-        _set_gradients(parameters, of_parameters)
-        back = self.split.gradient_of_other(self.dy) if y else None
-        return [] if back is None else [back]
+        self.dy, *parameter_gradients = grads if y else (None, *grads)
+        _set_gradients(parameters, parameter_gradients)
+        gradient = self.split.gradient_of_other(self.dy) if y else None
+        return [] if gradient is None else [gradient]
 
     def backward_of_product(self) -> list[torch.Tensor]:
         """The rest of the split product: [gradient of the own half], or [] where it isn't wanted."""
-        own, *of_operands = self.split.gradients(self.dy)
-        pairs = [pair for pair in zip((self.weight, self.added), of_operands, strict=True) if pair[1] is not None]
+        own, *gradients = self.split.gradients(self.dy)
+        pairs = [pair for pair in zip((self.weight, self.added), gradients, strict=True) if pair[1] is not None]
         parameters = [parameter for parameter in self.of_product if parameter.requires_grad]
         if parameters:
-            operands, of_operands = zip(*pairs)
-            _set_gradients(parameters, torch.autograd.grad(operands, parameters, of_operands))
+            operands, gradients = zip(*pairs)
+            _set_gradients(parameters, torch.autograd.grad(operands, parameters, gradients))
         return [] if own is None else [own]
 
 

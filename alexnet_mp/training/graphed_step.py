@@ -70,8 +70,8 @@ def resolve(
             else "both towers must be on CUDA devices, and they are"
         )
         gpu = next((device.index or 0 for device in kinds if device.type == "cuda"), 0)
-        other = f"--gpus {gpu}, or --graphs auto" if torch.cuda.device_count() else "--graphs auto"
-        raise UserError(f"--graphs on: {needs} on {where}; {other} would work")
+        remedy = f"--gpus {gpu}, or --graphs auto" if torch.cuda.device_count() else "--graphs auto"
+        raise UserError(f"--graphs on: {needs} on {where}; {remedy} would work")
     return False, f"off ({where})"
 
 
@@ -79,8 +79,8 @@ def graphed(step: TrainingStep, choice: str) -> "TrainingStep | GraphedStep":
     """The `TrainingStep`, or a `GraphedStep` of it, as `resolve` has it."""
     exchange = step.network.exchange
     devices = exchange.devices
-    wanted, _ = resolve(choice, devices, exchange.chosen_overlap, apart=exchange.between == "processes")
-    if not wanted:
+    has_graphs, _ = resolve(choice, devices, exchange.chosen_overlap, apart=exchange.between == "processes")
+    if not has_graphs:
         return step
     return GraphedStep(step, CudaGraphs(dict.fromkeys(devices)), must=choice == "on")
 
@@ -114,8 +114,8 @@ class GraphedStep:
         capture. What another process's tower alone has, as the last layer, counts too: both capture at the same
         step."""
         network, optimizer = self.step.network, self.step.optimizer
-        here = [parameter.requires_grad for parameter in network.parameters()]
-        trained = network.training, network.kept_dtype, here, [rate > 0 for rate in optimizer.rates.values()]
+        flags = [parameter.requires_grad for parameter in network.parameters()]
+        trained = network.training, network.kept_dtype, flags, [rate > 0 for rate in optimizer.rates.values()]
         rates = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups], optimizer.rates
         if trained != self.trained:
             self._drop_all()
@@ -154,14 +154,14 @@ class GraphedStep:
 
     def _capture_forward_and_backward(self, shape, images, labels):
         """Leaves the shape captured, or this object given up and everything as it was."""
-        counted = [tower.step.clone() for tower in self.step.network.towers]
+        counts = [tower.step.clone() for tower in self.step.network.towers]
         try:
             with self.graphs.aside():
                 error = self._failure_in_any(lambda: self._capture(shape, images, labels))
-                if error or (error := self._difference(shape, images, labels, counted)):
+                if error or (error := self._difference(shape, images, labels, counts)):
                     self._give_up(error)
         finally:
-            self._set_counters(counted)
+            self._set_counters(counts)
 
     def _failure_in_any(self, capture):
         """Call capture(). Returns what failed here, or else that it failed in the other tower's process; None where it
@@ -169,14 +169,14 @@ class GraphedStep:
         error = None
         try:
             capture()
-        except Exception as raised:  # whatever it is, the step can be taken without
-            error = raised
+        except Exception as failure:  # whatever it is, the step can be taken without
+            error = failure
         if self.step.network.exchange.any(error is not None):
             return error or RuntimeError("the other tower's process can't capture it")
         return None
 
     def _capture(self, shape, images, labels):
-        network, pool = self.step.network, next((each.pool for each in self.shapes.values() if each.captured), None)
+        network, pool = self.step.network, next((peer.pool for peer in self.shapes.values() if peer.captured), None)
         gc.collect()  # what lets go of memory of the device in its own way must not be found in the middle of a capture
         shape.make_room(images, labels)
         # So that their memory is free; without gradients at the beginning, those that backward makes lie in the graph's
@@ -205,41 +205,41 @@ class GraphedStep:
             tape.reset()
             raise
 
-    def _difference(self, shape, images, labels, counted):
+    def _difference(self, shape, images, labels, counts):
         """What is wrong with a replay; None."""
         try:
-            same = self._computes_the_same(shape, images, labels, counted)
+            same = self._computes_the_same(shape, images, labels, counts)
         except Exception as error:
             if self.step.network.exchange.between == "processes":
                 raise  # the other one waits in a crossing of the pass that failed here
             return error
         return None if same else RuntimeError("a replay has other bits than an eager step")
 
-    def _computes_the_same(self, shape, images, labels, counted):
+    def _computes_the_same(self, shape, images, labels, counts):
         """Whether a replay has the bits of an eager pass, in every process, if that has the same bits twice. Called
-        `aside`. counted: passes, a tower."""
+        `aside`. counts: passes, a tower."""
         network = self.step.network
 
         def results(numbers):
             return [*numbers, *(parameter.grad for parameter in network.parameters())]
 
         def eager():
-            self._set_counters(counted)
+            self._set_counters(counts)
             return results(self.step.forward_and_backward(images, labels, lambda loss: None))
 
-        expected = eager()
-        self._set_counters(counted)
+        baseline = eager()
+        self._set_counters(counts)
         shape.forward_and_backward.replay()
         for parameter in network.parameters():
             parameter.grad = shape.gradients.get(parameter)
-        same = _same_bits(expected, results(shape.numbers))
+        same = _same_bits(baseline, results(shape.numbers))
         if not network.exchange.any(not same):
             return True
-        again = eager()  # in every process, since the other waits for it
-        return not network.exchange.any(not same and _same_bits(expected, again))
+        repeat = eager()  # in every process, since the other waits for it
+        return not network.exchange.any(not same and _same_bits(baseline, repeat))
 
-    def _set_counters(self, counted):
-        for tower, passes in zip(self.step.network.towers, counted, strict=True):
+    def _set_counters(self, counts):
+        for tower, passes in zip(self.step.network.towers, counts, strict=True):
             tower.step.copy_(passes)
 
     def _update(self, shape):
@@ -278,13 +278,13 @@ class GraphedStep:
                 self._give_up(error)
 
     def _give_up(self, error):
-        why = " ".join((str(_first(error)).splitlines() or [type(error).__name__])[0].split())
+        reason = " ".join((str(_root_cause(error)).splitlines() or [type(error).__name__])[0].split())
         if self.must:
             raise InVain(
-                f"--graphs on: no CUDA graphs can be had of this step: {why}; --graphs auto goes on without"
+                f"--graphs on: no CUDA graphs can be had of this step: {reason}; --graphs auto goes on without"
             ) from error
         say(
-            f"WARNING: no CUDA graphs can be had of this step: {why}; the training goes on without, with the same "
+            f"WARNING: no CUDA graphs can be had of this step: {reason}; the training goes on without, with the same "
             "numbers"
         )
         self.given_up = True
@@ -336,19 +336,19 @@ class _Shape:
         self.numbers, self.gradients = [], {}
 
 
-def _same_bits(tensors, others):
+def _same_bits(left, right):
     """Of two lists of tensors, or None; they have to lie in memory alike, too."""
     return all(
-        one is other
-        or one is not None
-        and other is not None
-        and one.stride() == other.stride()
-        and torch.equal(*(tensor.view(INTEGERS[tensor.element_size()]) for tensor in (one, other)))
-        for one, other in zip(tensors, others, strict=True)
+        a is b
+        or a is not None
+        and b is not None
+        and a.stride() == b.stride()
+        and torch.equal(*(tensor.view(INTEGERS[tensor.element_size()]) for tensor in (a, b)))
+        for a, b in zip(left, right, strict=True)
     )
 
 
-def _first(error):
+def _root_cause(error):
     """The first of errors that followed each other: that a capture can't be ended says less than what broke it."""
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__

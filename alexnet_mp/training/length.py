@@ -17,24 +17,24 @@ TOO_FEW, ENOUGH = 250, 1500
 SMALLEST_BATCH, STEPS_OF_AN_EPOCH = 16, 10  # of what is advised
 
 
-def with_dates(recipe: Recipe, chosen: Recipe, before: Recipe | None) -> Recipe:
+def with_dates(recipe: Recipe, preset: Recipe, origin: Recipe | None) -> Recipe:
     """The recipe with its dates at the same share of its epochs as in the preset, as `claims run` has them; says so.
 
-    chosen: the preset. before: the recipe of the checkpoint that a run goes on from: the run keeps the dates that it
-    had, since its steps so far were taken at their rates.
+    origin: the recipe of the checkpoint that a run goes on from: the run keeps the dates that it had, since its steps
+    so far were taken at their rates.
     """
-    if before and before.dates in (chosen.dates, shortened(chosen, before.epochs).dates):
-        return replace(recipe, dates=before.dates)
-    if recipe.schedule != "dated" or not recipe.dates or recipe.epochs == chosen.epochs:
+    if origin and origin.dates in (preset.dates, shortened(preset, origin.epochs).dates):
+        return replace(recipe, dates=origin.dates)
+    if recipe.schedule != "dated" or not recipe.dates or recipe.epochs == preset.epochs:
         return recipe
-    dates = shortened(chosen, recipe.epochs).dates
-    moved = [
+    dates = shortened(preset, recipe.epochs).dates
+    changes = [
         f"{old.epoch} -> {new.epoch if new.epoch <= recipe.epochs else 'never'}"
-        for old, new in zip(chosen.dates, dates, strict=True)
+        for old, new in zip(preset.dates, dates, strict=True)
     ]
     say(
-        f"the rates change at the same share of {recipe.epochs} epochs as of {chosen.name}'s {chosen.epochs}: "
-        f"epoch {', '.join(moved)}; --set dates=... sets others"
+        f"the rates change at the same share of {recipe.epochs} epochs as of {preset.name}'s {preset.epochs}: "
+        f"epoch {', '.join(changes)}; --set dates=... sets others"
     )
     return replace(recipe, dates=dates)
 
@@ -42,17 +42,17 @@ def with_dates(recipe: Recipe, chosen: Recipe, before: Recipe | None) -> Recipe:
 def say_steps(recipe: Recipe, dataset: DataSet, from_random_weights: bool) -> None:
     """How many steps an epoch and the run have; of a run that begins with random weights, whether they are too few."""
     count = len(dataset.splits["train"])
-    steps, whole = steps_per_epoch(recipe, dataset), steps_of_recipe(recipe, dataset)
+    steps, total = steps_per_epoch(recipe, dataset), steps_of_recipe(recipe, dataset)
     say(
         f"{count:,} training pictures in batches of {recipe.batch_size:,}: {steps:,} step{'s' if steps > 1 else ''} an "
-        f"epoch, {whole:,} in {recipe.epochs:,} epoch{'s' if recipe.epochs > 1 else ''}"
+        f"epoch, {total:,} in {recipe.epochs:,} epoch{'s' if recipe.epochs > 1 else ''}"
     )
-    if from_random_weights and whole < TOO_FEW:
-        advised = _with_more_steps(recipe, count)
-        size = f"batches of {advised.batch_size} and " if advised.batch_size != recipe.batch_size else ""
+    if from_random_weights and total < TOO_FEW:
+        advice = _with_more_steps(recipe, count)
+        size = f"batches of {advice.batch_size} and " if advice.batch_size != recipe.batch_size else ""
         say(
-            f"WARNING: {whole:,} steps are too few to learn anything; {size}--epochs {advised.epochs} would take "
-            f"{advised.epochs * len(minibatches(advised, count)):,}"
+            f"WARNING: {total:,} steps are too few to learn anything; {size}--epochs {advice.epochs} would take "
+            f"{advice.epochs * len(minibatches(advice, count)):,}"
         )
 
 

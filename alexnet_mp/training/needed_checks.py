@@ -74,67 +74,65 @@ class Check:
         return hashlib.sha256(words.encode()).hexdigest()[:32]
 
 
-def checks(asked: Asked) -> list[Check]:
+def checks(setup: Asked) -> list[Check]:
     """The `Check`s of what a run would use now, with the kernels that are left out."""
-    distinct = tuple(dict.fromkeys(asked.devices))
-    found = crossings(asked) if len(distinct) == 2 else []
-    for device in distinct:
-        towers = [tower for tower, other in enumerate(asked.devices) if other == device]
-        found += _kernels(
-            asked,
+    devices = tuple(dict.fromkeys(setup.devices))
+    checklist = crossings(setup) if len(devices) == 2 else []
+    for device in devices:
+        towers = [tower for tower, home in enumerate(setup.devices) if home == device]
+        checklist += _kernels(
+            setup,
             device,
-            [size for size in shapes.sizes(asked.recipe, asked.classes) if 0 in towers or size.layer.towers == "each"],
+            [size for size in shapes.sizes(setup.recipe, setup.classes) if 0 in towers or size.layer.towers == "each"],
         )
-        if asked.pipeline == "raw":
-            arguments = asked.recipe.stored_size, asked.recipe.crop_size, asked.recipe.mean_follows_crop, asked.dtype
-            found += _by("augment", "augment", ("auto", device), device_checks.augmentation, arguments)
-    of_images = {field: getattr(asked.recipe, field) for field in IMAGES}
+        if setup.pipeline == "raw":
+            arguments = setup.recipe.stored_size, setup.recipe.crop_size, setup.recipe.mean_follows_crop, setup.dtype
+            checklist += _checks_of("augment", "augment", ("auto", device), device_checks.augmentation, arguments)
+    image_fields = {field: getattr(setup.recipe, field) for field in IMAGES}
     pictures = Recipe(
         "self_check",
         (Layer("fc8", "fc", None, "image", (), towers="first"),),
         towers=1,
         batch_size=pipeline_check.BATCH,
-        **of_images,
+        **image_fields,
     )
-    augmented_by = (
-        {dispatch.resolve("auto", device, "augment") for device in distinct} if asked.pipeline == "raw" else ()
-    )
-    arguments = asked.pipeline, asked.storage, pictures, asked.dtype, tuple(sorted(augmented_by))
+    augmenters = {dispatch.resolve("auto", device, "augment") for device in devices} if setup.pipeline == "raw" else ()
+    arguments = setup.pipeline, setup.storage, pictures, setup.dtype, tuple(sorted(augmenters))
     return [
-        *found,
+        *checklist,
         Check(
             "pipeline",
-            f"pipeline {asked.pipeline} on {' and '.join(map(str, distinct))}",
-            distinct,
+            f"pipeline {setup.pipeline} on {' and '.join(map(str, devices))}",
+            devices,
             pipeline_check.pipeline,
             arguments,
-            implementation=asked.pipeline,
+            implementation=setup.pipeline,
         ),
     ]
 
 
-def crossings(asked: Asked) -> list[Check]:
+def crossings(setup: Asked) -> list[Check]:
     """Both ways, of each shape that crosses."""
-    found, before = {}, None
-    for size in shapes.sizes(asked.recipe, asked.classes):
+    readers, source = {}, None
+    for size in shapes.sizes(setup.recipe, setup.classes):
         if size.layer.reads == "both":
-            found.setdefault(before.output, []).append(size.layer.name)
-        before = size
-    where = " and ".join(map(str, asked.devices))
+            readers.setdefault(source.output, []).append(size.layer.name)
+        source = size
+    where = " and ".join(map(str, setup.devices))
     return [
         Check(
             "crossing",
             f"the exchange for {', '.join(names)} between {where}",
-            asked.devices,
+            setup.devices,
             device_checks.crossing,
-            ((CROSSING_IMAGES, *shape), asked.dtype),
+            ((CROSSING_IMAGES, *shape), setup.dtype),
         )
-        for shape, names in found.items()
+        for shape, names in readers.items()
     ]
 
 
-def _kernels(asked, device, sizes):
-    who, recipe = (asked.kernels, device), asked.recipe
+def _kernels(setup, device, sizes):
+    target, recipe = (setup.kernels, device), setup.recipe
     constants = {field: getattr(recipe, field) for field in CONSTANTS}
     operations, products = {}, {}
     for size in sizes:
@@ -148,23 +146,25 @@ def _kernels(asked, device, sizes):
         if layer.kind == "fc" and math.prod(size.weight_shape) >= linear_op.LARGE:
             inputs = size.weight_shape[1]
             products.setdefault((-(-linear_op.LARGE // inputs), inputs), []).append(size.layer.name)
-    found = []
+    checklist = []
     for (layer, fused, maps), names in operations.items():
         operation = _operation(fused)
-        implementation = dispatch.resolve(*who, operation)
-        arguments = layer, fused, maps, constants, asked.dtype, asked.kernels, implementation
-        found += _by("kernel", operation, who, device_checks.fused_operation, arguments, names)
-    for shape, names in products.items() if device.type == "cpu" and asked.dtype == torch.float32 else ():
-        found += _by("kernel", "linear", who, device_checks.product, (shape, asked.kernels), names)
+        implementation = dispatch.resolve(*target, operation)
+        arguments = layer, fused, maps, constants, setup.dtype, setup.kernels, implementation
+        checklist += _checks_of("kernel", operation, target, device_checks.fused_operation, arguments, names)
+    for shape, names in products.items() if device.type == "cpu" and setup.dtype == torch.float32 else ():
+        checklist += _checks_of("kernel", "linear", target, device_checks.product, (shape, setup.kernels), names)
     parameters = tuple(
-        dict.fromkeys(_shortened(shape) for size in sizes for shape in (size.weight_shape, size.bias_shape))
+        dict.fromkeys(_shorten(shape) for size in sizes for shape in (size.weight_shape, size.bias_shape))
     )
-    return found + _by("kernel", "paper_sgd_", who, device_checks.update, (parameters, recipe.momentum, asked.kernels))
+    return checklist + _checks_of(
+        "kernel", "paper_sgd_", target, device_checks.update, (parameters, recipe.momentum, setup.kernels)
+    )
 
 
-def _by(kind, operation, who, function, arguments, layers=()):
+def _checks_of(kind, operation, target, function, arguments, layers=()):
     """[the check of an operation by whatever computes it]; [] where that is the reference."""
-    kernels, device = who
+    kernels, device = target
     name = dispatch.resolve(kernels, device, operation)
     what = f"{operation}{' after ' if layers else ''}{', '.join(layers)} by {name} on {device}"
     return [] if name == "reference" else [Check(kind, what, (device,), function, arguments, operation, name)]
@@ -172,9 +172,9 @@ def _by(kind, operation, who, function, arguments, layers=()):
 
 def _operation(fused):
     """The public function that computes a run of operations."""
-    others = [operation for operation in fused if operation != "relu"]
-    return "relu_dropout" if others in ([], ["dropout"]) else "_".join(others)
+    operations = [operation for operation in fused if operation != "relu"]
+    return "relu_dropout" if operations in ([], ["dropout"]) else "_".join(operations)
 
 
-def _shortened(shape):
+def _shorten(shape):
     return (max(1, min(shape[0], VALUES // math.prod(shape[1:]))), *shape[1:])

@@ -62,19 +62,19 @@ class PendingSteps:
         All if `wait`, else those that are there. If READ_EVERY are unread all the same, the host waits for the older
         half of them. Not for all: the device would have nothing to do then until the host has given it the next step.
         """
-        for _ in range(self.least(self._there())):
-            yield self._next()
+        for _ in range(self.least(self._ready_count())):
+            yield self._pop()
         if wait or len(self.unread) >= READ_EVERY:
             for _ in range(len(self.unread) if wait else READ_EVERY // 2):
                 for end in self.unread[0].ends:
                     end.synchronize()
-                yield self._next()
+                yield self._pop()
 
-    def _there(self):
+    def _ready_count(self):
         """How many have all their numbers, of the oldest."""
         return sum(1 for _ in takewhile(PendingStep.is_there, self.unread))
 
-    def _next(self):
+    def _pop(self):
         step = self.unread.popleft()
         return step, max(step.begin.elapsed_time(step.ends[0]) / 1e3, 1e-9)
 

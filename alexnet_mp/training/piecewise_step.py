@@ -39,17 +39,17 @@ class PiecewiseStep:
     ) -> list[torch.Tensor]:
         """images, labels: of `Pieces.read`, else as `TrainingStep` has them; count: images of the minibatch. Returns
         what `TrainingStep` does, of the whole minibatch, in every pair."""
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        *gradients, numbers = self._sum(self._terms(images, labels, trained, count), trained, count)
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        *gradients, numbers = self._sum(self._terms(images, labels, parameters, count), parameters, count)
         loss, right = numbers
         check_loss(loss)
-        for parameter, gradient in zip(trained, gradients, strict=True):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         return [loss, right, *(self.optimizer.step(device)[0] for device in self.optimizer.devices())]
 
-    def _sum(self, terms, trained, count):
+    def _sum(self, terms, parameters, count):
         """Of all pieces, wherever they are computed; the same in all pairs."""
-        like = [*trained, torch.empty(2, dtype=torch.float64, device=self.network.exchange.devices[0])]
+        like = [*parameters, torch.empty(2, dtype=torch.float64, device=self.network.exchange.devices[0])]
         if not self.pieces.microbatch:
             _, term = next(terms, (None, None))
             return self.pairs.sum(term or [torch.zeros_like(tensor) for tensor in like])
@@ -60,27 +60,27 @@ class PiecewiseStep:
             tree.add(piece, term)
         return self.pairs.from_first(tree.total(), like)
 
-    def _terms(self, images, labels, trained, count):
+    def _terms(self, images, labels, parameters, count):
         """(number, term) of each piece that is computed here."""
-        own, first = self.pieces.own(count), self.pieces.read(count).start
-        if not own:
+        pieces, offset = self.pieces.own(count), self.pieces.read(count).start
+        if not pieces:
             self.network.count_step()
-        for piece in own:
+        for piece in pieces:
             rows = self.pieces.rows(piece, count)
-            part = slice(rows.start - first, rows.stop - first)
-            given = [each[part] for each in images]
-            yield piece, self._term(given, labels[part], trained, count, rows.start, piece == own[0])
+            part = slice(rows.start - offset, rows.stop - offset)
+            inputs = [tensor[part] for tensor in images]
+            yield piece, self._term(inputs, labels[part], parameters, count, rows.start, piece == pieces[0])
 
-    def _term(self, images, labels, trained, count, first_row, begins):
+    def _term(self, images, labels, parameters, count, first_row, begins):
         """[gradients, (loss, right answers)] of a piece."""
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(*images, first_row=first_row, begins_step=begins)
-        judged = partial(loss_and_right, kernels=self.network.kernels, count=count)
-        loss, right = self.network.exchange.share_loss(judged, logits, labels)
+        judge = partial(loss_and_right, kernels=self.network.kernels, count=count)
+        loss, right = self.network.exchange.share_loss(judge, logits, labels)
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()
         self.crossed, self.rows = self.network.ledger(), len(labels)
-        gradients = [dense_like(parameter.grad, parameter) for parameter in trained]
+        gradients = [dense_like(parameter.grad, parameter) for parameter in parameters]
         return [*gradients, torch.stack([loss.detach().double(), right.double()])]
 
     def describe_sum(self) -> str:

@@ -38,29 +38,29 @@ def pipeline(
     storage: what the splits of the data hold, see `dataset.py`. augmented_by: who computes `augment` here; only so that
     what is remembered of one is not taken for the other.
     """
-    random = np.random.default_rng(7)
-    pictures = [_photograph(random, recipe.stored_size) for _ in range(PICTURES)]
+    generator = np.random.default_rng(7)
+    pictures = [_photograph(generator, recipe.stored_size) for _ in range(PICTURES)]
     kinds = ("jpeg", "pixels") if storage == "jpeg" and any(device.type == "cuda" for device in devices) else (storage,)
     for kind in kinds:  # what comes after a GPU's decoder is exact, and compared as such
         split, total = _Pictures(pictures, kind), Sums(recipe.stored_size)
-        read = [split.read(index) for index in range(PICTURES)]
-        for picture in read:
+        images = [split.read(index) for index in range(PICTURES)]
+        for picture in images:
             total.add(picture)
         data = SimpleNamespace(splits={"train": split, "val": split}, description="made for the self-check")
         ours = make_pipeline(name, data, recipe, devices, 2, dtype)
-        plain = TorchPipeline(data, recipe, ["cpu"], 0, dtype)
-        for reader in (ours, plain):
+        oracle = TorchPipeline(data, recipe, ["cpu"], 0, dtype)
+        for reader in (ours, oracle):
             reader.use(total.statistics())
-        _compare_training(ours, plain, np.stack(read), kind)
-        _compare_views(ours, plain, np.stack(read), kind)
+        _compare_training(ours, oracle, np.stack(images), kind)
+        _compare_views(ours, oracle, np.stack(images), kind)
     synchronize(devices)
 
 
-def _photograph(random, size):
+def _photograph(generator, size):
     """Smooth with a little noise."""
-    coarse = Image.fromarray(random.integers(0, 256, (17, 17, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
-    return (smooth + random.normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
+    grid = Image.fromarray(generator.integers(0, 256, (17, 17, 3), dtype=np.uint8))
+    image = np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
+    return (image + generator.normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8)
 
 
 class _Pictures:
@@ -90,45 +90,46 @@ def _jpeg(picture):
     return file.getvalue()
 
 
-def _compare_training(ours, plain, pictures, storage):
+def _compare_training(ours, oracle, pictures, storage):
     recipe = ours.recipe
 
     def noise(epoch):
         return recipe.colour_noise
 
-    found, expected = (list(reader.train(0, 1, noise)) for reader in (ours, plain))
-    numbers, others = (
-        [(batch.numbers.tolist(), batch.labels.tolist()) for batch in made] for made in (found, expected)
+    batches, oracle_batches = (list(reader.train(0, 1, noise)) for reader in (ours, oracle))
+    numbers, oracle_numbers = (
+        [(batch.numbers.tolist(), batch.labels.tolist()) for batch in sequence]
+        for sequence in (batches, oracle_batches)
     )
-    if numbers != others:
+    if numbers != oracle_numbers:
         raise Wrong("makes batches of other images, or with other labels, than pipeline torch")
     keys = EpochKeys(recipe, len(pictures), 0, 1)
-    for (epoch, positions, images), batch, torchs in zip(keys, found, expected, strict=True):
-        drawn = draws(recipe, epoch, images, positions)
-        shift = colour_shift(recipe, plain.statistics, drawn.colour, noise(epoch))
-        exact = _exact(plain, pictures[images], drawn, *shift)
+    for (epoch, positions, images), batch, torchs in zip(keys, batches, oracle_batches, strict=True):
+        draw = draws(recipe, epoch, images, positions)
+        shift = colour_shift(recipe, oracle.statistics, draw.colour, noise(epoch))
+        exact = _exact_batch(oracle, pictures[images], draw, *shift)
         _compare_images("batch", batch.images, torchs.images[0], exact, storage, ours)
 
 
-def _compare_views(ours, plain, pictures, storage):
-    which, start = [ten_views(ours.recipe)[2], ten_views(ours.recipe)[-1]], 0
-    found, expected = (
-        [(list(views), labels.tolist()) for views, labels in reader.views("val", BATCH, which)]
-        for reader in (ours, plain)
+def _compare_views(ours, oracle, pictures, storage):
+    protocol, start = [ten_views(ours.recipe)[2], ten_views(ours.recipe)[-1]], 0
+    batches, oracle_batches = (
+        [(list(views), labels.tolist()) for views, labels in reader.views("val", BATCH, protocol)]
+        for reader in (ours, oracle)
     )
-    if [labels for _, labels in found] != [labels for _, labels in expected]:
+    if [labels for _, labels in batches] != [labels for _, labels in oracle_batches]:
         raise Wrong("gives other labels to the images of a test, or other images, than pipeline torch")
-    for (of_ours, labels), (of_torch, _) in zip(found, expected, strict=True):
+    for (tensors, labels), (oracle_tensors, _) in zip(batches, oracle_batches, strict=True):
         part = pictures[start : start + len(labels)]
-        for view, images, torchs in zip(which, of_ours, of_torch, strict=True):
-            exact = _exact(plain, part, of_view(view, len(part)), np.zeros((len(part), 3), np.float32), 1.0)
+        for view, images, torchs in zip(protocol, tensors, oracle_tensors, strict=True):
+            exact = _exact_batch(oracle, part, of_view(view, len(part)), np.zeros((len(part), 3), np.float32), 1.0)
             _compare_images("view of a test", images, torchs[0], exact, storage, ours)
         start += len(labels)
 
 
-def _exact(reader, pictures, drawn, shift, scale):
+def _exact_batch(reader, pictures, draw, shift, scale):
     """What a batch has to be, in float64."""
-    places = (torch.from_numpy(values) for values in (drawn.top, drawn.left, drawn.flip))
+    places = (torch.from_numpy(values) for values in (draw.top, draw.left, draw.flip))
     mean, recipe = torch.from_numpy(reader.statistics.mean).float().double(), reader.recipe
     return reference.augment(
         torch.from_numpy(pictures),
@@ -143,16 +144,16 @@ def _exact(reader, pictures, drawn, shift, scale):
 
 
 def _compare_images(what, images, torchs, exact, storage, reader):
-    for device, found in zip(reader.devices, images, strict=True):
-        if found.device != device and not found.device.type == device.type == "cpu":
-            raise Wrong(f"makes a {what} for {device} on {found.device}")
+    for device, tensor in zip(reader.devices, images, strict=True):
+        if tensor.device != device and not tensor.device.type == device.type == "cpu":
+            raise Wrong(f"makes a {what} for {device} on {tensor.device}")
         if storage == "jpeg" and reader.name == "dali" and device.type == "cuda":
-            levels = (found.cpu().double() - torchs.double()).abs().flatten()
-            off = {"mean": float(levels.mean()), "99.9 %": float(np.quantile(levels.numpy(), 0.999))}
-            if not all(off[measure] <= most for measure, most in DECODER.items()):
+            levels = (tensor.cpu().double() - torchs.double()).abs().flatten()
+            errors = {"mean": float(levels.mean()), "99.9 %": float(np.quantile(levels.numpy(), 0.999))}
+            if not all(errors[measure] <= limit for measure, limit in DECODER.items()):
                 raise Wrong(
-                    f"decodes JPEGs for {device} unlike pipeline torch: grey levels off by {off['mean']:.2g} "
-                    f"on average, by up to {off['99.9 %']:.2g} in 99.9 % of all values"
+                    f"decodes JPEGs for {device} unlike pipeline torch: grey levels off by {errors['mean']:.2g} "
+                    f"on average, by up to {errors['99.9 %']:.2g} in 99.9 % of all values"
                 )
             continue
-        compare(f"pixels of a {what}", found.cpu(), torchs, exact, rounding(exact))
+        compare(f"pixels of a {what}", tensor.cpu(), torchs, exact, rounding(exact))

@@ -101,10 +101,10 @@ class Plan:
     ranks: Ranks  # the processes of the job
 
 
-def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
+def resolve(options: Options, resources: ExitStack, ranks: Ranks = ALONE) -> Plan:
     """What the options mean, here and now; says what was chosen for the user. Raises UserError.
 
-    The lock of a run directory that is there already is held from here on, until `held` ends. Of several processes
+    The lock of a run directory that is there already is held from here on, until `resources` ends. Of several processes
     rank 0 alone looks into directories, and tells the others what it has read.
     """
     every = _interval(options.checkpoint_every)
@@ -113,7 +113,7 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
     if options.resume is not None and ranks.writes:
         point, out, lock = resume.find(options.resume, options.out)
     if lock:
-        held.callback(lock.release)
+        resources.callback(lock.release)
     ranks.meet()  # the disk that it was read from may be slow, here and below
     point, in_place = ranks.first((point, lock is not None))
     if point:
@@ -124,8 +124,8 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
     dtype = precision.use(options.precision, devices)
     pieces = Pieces(ranks.pair, ranks.pairs, options.microbatch or None)
     _refuse_pieces(pieces, recipe, options)
-    never = _why_no_graphs(ranks, pieces, recipe)
-    _, graphs = graphed_step.resolve(options.graphs, devices, overlap, never, ranks.apart)
+    reason = _why_no_graphs(ranks, pieces, recipe)
+    _, graphs = graphed_step.resolve(options.graphs, devices, overlap, reason, ranks.apart)
     weights = read_weights(options.init) if options.init is not None and ranks.writes else None
     ranks.meet()
     weights = ranks.first(weights)
@@ -154,13 +154,13 @@ def resolve(options: Options, held: ExitStack, ranks: Ranks = ALONE) -> Plan:
 def _facts(options, recipe, devices):
     """{what has to be alike in all processes of a job: it}"""
     flat, device = resume.flat(to_dict(recipe)), devices[0]
-    asked = {f"--{name.replace('_', '-')}": getattr(options, name) for name in ALIKE}
+    settings = {f"--{name.replace('_', '-')}": getattr(options, name) for name in ALIKE}
     return {
         "the code": f"{package_version('alexnet_mp')}, commit {source_commit()}",
         "torch": torch.__version__,
-        "the kind of device": ", ".join(f"{each.type} {devices.index(each)}" for each in devices),
+        "the kind of device": ", ".join(f"{entry.type} {devices.index(entry)}" for entry in devices),
         "the kernels": dispatch.used(options.kernels, device),
-        **{name: str(value) for name, value in (asked | flat).items()},
+        **{name: str(value) for name, value in (settings | flat).items()},
     }
 
 
@@ -177,31 +177,31 @@ def _as_it_was(options, point):
 
 
 def _recipe_and_devices(options, point, ranks=ALONE):
-    on_cpu, before = _on_cpu_alone(options.gpus), point and point.checkpoint.state.recipe
-    chosen, settings = _chosen(options, on_cpu)
-    recipe = override(chosen, settings)
+    on_cpu, checkpoint_recipe = _on_cpu_alone(options.gpus), point and point.checkpoint.state.recipe
+    base, settings = _base_recipe(options, on_cpu)
+    recipe = override(base, settings)
     _refuse_untrainable(recipe, ranks)
     devices = here(options.gpus, recipe.towers, ranks)
     check_kernels(options.kernels, devices)
     _say_devices(options, recipe, devices, ranks, on_cpu)
-    _say_recipe(options, recipe, "of the checkpoint" if chosen is before else chosen.name, settings)
+    _say_recipe(options, recipe, "of the checkpoint" if base is checkpoint_recipe else base.name, settings)
     _say_of_two_gpus(options, devices)
     if not any(setting.startswith("dates=") for setting in options.settings):
-        recipe = length.with_dates(recipe, chosen, before)
+        recipe = length.with_dates(recipe, base, checkpoint_recipe)
     return recipe, devices
 
 
-def _chosen(options, on_cpu):
+def _base_recipe(options, on_cpu):
     """(the recipe that is meant, what is set in it: [FIELD=VALUE])"""
-    chosen = options.recipe or ("mini" if on_cpu else "paper")
+    choice = options.recipe or ("mini" if on_cpu else "paper")
     flags = {"batch_size": options.batch_size, "epochs": options.epochs, "seed": options.seed}
     settings = [*options.settings, *(f"{field}={value}" for field, value in flags.items() if value is not None)]
-    return chosen if isinstance(chosen, Recipe) else PRESETS[chosen](), settings
+    return choice if isinstance(choice, Recipe) else PRESETS[choice](), settings
 
 
 def _refuse_untrainable(recipe, ranks):
     """Raise UserError for a network that can be made, and not be trained, or not by these processes."""
-    first = recipe.layers[0]
+    first_layer = recipe.layers[0]
     if recipe.lrn_crosses and recipe.towers == 2:
         raise UserError(
             f"recipe field lrn_crosses is true: in recipe {recipe.name} normalisation reads across the towers' border, "
@@ -212,36 +212,36 @@ def _refuse_untrainable(recipe, ranks):
             f"--towers apart: the recipe {recipe.name} has {recipe.towers} tower; without --towers apart one process "
             "trains it"
         )
-    if first.kind == "fc":
+    if first_layer.kind == "fc":
         raise UserError(
-            f"recipe field {first.name}.kind is 'fc': a trained network's first kernels are drawn, so its first layer "
-            "is a convolution"
+            f"recipe field {first_layer.name}.kind is 'fc': a trained network's first kernels are drawn, so its first "
+            "layer is a convolution"
         )
 
 
 def _say_devices(options, recipe, devices, ranks, on_cpu):
-    everywhere = sum(ranks.gather([str(device) for device in devices]), [])
-    found_none = "; no CUDA device was found" if on_cpu and options.gpus == "auto" else ""
-    say(f"devices: {_devices_in_words(everywhere, recipe, ranks)}{found_none}")
+    names = sum(ranks.gather([str(device) for device in devices]), [])
+    remark = "; no CUDA device was found" if on_cpu and options.gpus == "auto" else ""
+    say(f"devices: {_devices_in_words(names, recipe, ranks)}{remark}")
 
 
-def _say_recipe(options, recipe, chosen, settings):
-    """chosen: "of the checkpoint", or a preset's name."""
-    whole = ", the whole network"
+def _say_recipe(options, recipe, origin, settings):
+    """origin: "of the checkpoint", or a preset's name."""
+    scope = ", the whole network"
     what = {
         "of the checkpoint": ", as the checkpoint has it",
         "mini": ", the small network",
-        "paper": whole,
-        "source2012": whole,
-    }.get(chosen, "")
-    changed = f", with {', '.join(settings)}" if settings else ""
-    say(f"recipe: {recipe.name}{what}{changed}" + ("; --recipe chooses another" if options.recipe is None else ""))
+        "paper": scope,
+        "source2012": scope,
+    }.get(origin, "")
+    changes = f", with {', '.join(settings)}" if settings else ""
+    say(f"recipe: {recipe.name}{what}{changes}" + ("; --recipe chooses another" if options.recipe is None else ""))
 
 
 def _say_of_two_gpus(options, devices):
     """How both towers would have one each, if nothing was chosen and one is used."""
-    one = len({each for each in devices if each.type == "cuda"}) == 1
-    if options.recipe is None and options.gpus == "auto" and one:
+    single_gpu = len({device for device in devices if device.type == "cuda"}) == 1
+    if options.recipe is None and options.gpus == "auto" and single_gpu:
         data = () if options.data is None else ("--data", options.data)
         say(f"on two GPUs, type: {typed('train', '--gpus', '0,1', *data)}")
 
@@ -252,14 +252,14 @@ def _devices_in_words(devices, recipe, ranks):
     if recipe.fc_batch_size and ranks.count > 1:
         where = ", ".join(dict.fromkeys(devices))
         return f"{ranks.count} workers on {where}, each with every convolution and a slice of the units"
-    of_pairs = [devices[first : first + towers] for first in range(0, len(devices), towers)]
+    device_pairs = [devices[start : start + towers] for start in range(0, len(devices), towers)]
     if set(devices) == {"cpu"} and ranks.pairs > 1:
         where = "all towers on cpu"
     else:
         where = "; ".join(
             (f"pair {number}: " if ranks.pairs > 1 else "")
             + ", ".join(f"tower {letter} on {device}" for letter, device in zip("ab", pair))
-            for number, pair in enumerate(of_pairs)
+            for number, pair in enumerate(device_pairs)
         )
     pairs = f"{ranks.pairs} pairs of towers, " if ranks.pairs > 1 else ""
     return pairs + where + (", in a process each" if ranks.apart else ", a process a pair" if pairs else "")

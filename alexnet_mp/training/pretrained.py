@@ -40,16 +40,16 @@ def read_weights(source: str | Path) -> dict[str, torch.Tensor]:
                 f"--init {source}: no checkpoint in it (expected {path}/checkpoints/step_XXXXXXXX/); {TAKES}"
             )
         return checkpoints.newest_weights(path)[1]
-    inside = checkpoints.step_of(path.parent) is not None
+    in_checkpoint = checkpoints.step_of(path.parent) is not None
     if (
         checkpoint_format.VELOCITY in (path.name, Path(source).name)
-        or inside
+        or in_checkpoint
         and path.name != checkpoint_format.WEIGHTS
     ):
         raise UserError(
             f"--init {source}: no file of weights; those of a checkpoint are in {checkpoint_format.WEIGHTS}; {TAKES}"
         )
-    if inside and path.exists():
+    if in_checkpoint and path.exists():
         return checkpoint_format.load_weights(path.parent)
     try:
         return load(safetensors_file.read(path)[1])
@@ -69,8 +69,8 @@ def _refuse_diverged(run):
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
     if diverged:
-        before = f"; it has a checkpoint of before, {checkpoints.newest(run)}" if newest >= 0 else ""
-        raise UserError(f"--init {run}: this run diverged at step {step} ({NON_FINITE}){before}; {TAKES}")
+        hint = f"; it has a checkpoint of before, {checkpoints.newest(run)}" if newest >= 0 else ""
+        raise UserError(f"--init {run}: this run diverged at step {step} ({NON_FINITE}){hint}; {TAKES}")
 
 
 def begin_with(
@@ -84,30 +84,33 @@ def begin_with(
     layer of that name has another shape or values that are not finite, and where there is none to take.
     """
     layers = [layer.name for layer in network.recipe.layers]
-    *before, last = layers
-    there = [layer for layer in before if f"{layer}.weight" in weights or f"{layer}.bias" in weights]
+    *candidates, last_layer = layers
+    source_layers = [layer for layer in candidates if f"{layer}.weight" in weights or f"{layer}.bias" in weights]
     for layer in only or ():
-        if layer not in before:
-            raise UserError(f"--init-layers {layer}: it names some of the layers before the last, {', '.join(before)}")
-        if layer not in there:
+        if layer not in candidates:
+            raise UserError(
+                f"--init-layers {layer}: it names some of the layers before the last, {', '.join(candidates)}"
+            )
+        if layer not in source_layers:
             raise UserError(f"--init {source}: it has no {layer}, which --init-layers names")
-    taken = [layer for layer in there if only is None or layer in only]
-    found = {
-        name: _checked(weights, name, shape, source).to(network.dtype)
+    subset = [layer for layer in source_layers if only is None or layer in only]
+    tensors = {
+        name: _valid_tensor(weights, name, shape, source).to(network.dtype)
         for name, shape in shapes.merged_shapes(network.recipe, network.classes).items()
-        if name.partition(".")[0] in taken
+        if name.partition(".")[0] in subset
     }
-    if not taken:
+    if not subset:
         raise UserError(
-            f"--init {source}: none of its tensors ({', '.join(sorted(weights))[:200]}) is of a layer before {last}"
+            f"--init {source}: none of its tensors ({', '.join(sorted(weights))[:200]}) is of a layer before "
+            f"{last_layer}"
         )
     parameters = network.layer_parameters()
-    network.take(found, {name: parameters[name] for name in found})
-    foreign = {name.partition(".")[0] for name in weights} - set(layers)
-    return taken, [layer for layer in layers if layer not in taken], sorted(foreign)
+    network.take(tensors, {name: parameters[name] for name in tensors})
+    foreign_layers = {name.partition(".")[0] for name in weights} - set(layers)
+    return subset, [layer for layer in layers if layer not in subset], sorted(foreign_layers)
 
 
-def _checked(weights, name, shape, source):
+def _valid_tensor(weights, name, shape, source):
     """The tensor of that name. Raises UserError where it is missing, of another shape, or not finite."""
     if name not in weights:
         raise UserError(f"--init {source}: it has {name.partition('.')[0]}, but no {name}")

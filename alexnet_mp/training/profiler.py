@@ -183,10 +183,10 @@ class Profiler:
         run, recipe, network = self.trainer.run, self.trainer.recipe, self.trainer.network
         times = attribute(from_torch(self.finished.events()))
         count, images = len(self.recorded), self.images / len(self.recorded)
-        which = f"steps {self.recorded[0]} to {self.recorded[-1]}" if count > 1 else f"step {self.recorded[0]}"
+        span = f"steps {self.recorded[0]} to {self.recorded[-1]}" if count > 1 else f"step {self.recorded[0]}"
         step_ms, waiting_ms = (1e-3 * time / count for time in (times.whole, times.waited))
         say(
-            f"profile of {which}, {images:,.4g} images a step, precision {self.precision}, kernels "
+            f"profile of {span}, {images:,.4g} images a step, precision {self.precision}, kernels "
             f"{network.kernels_used()}: "
             f"{step_ms:,.2f} ms a step, {waiting_ms:,.2f} of them waiting for input"
         )
@@ -197,8 +197,8 @@ class Profiler:
             )
         tables = []
         for device, towers in self._devices().items():
-            measured = self._ceilings(device)
-            rows = table(recipe, times, device, towers, count, images, self._width(), measured, network.classes)
+            ceilings = self._ceilings(device)
+            rows = table(recipe, times, device, towers, count, images, self._width(), ceilings, network.classes)
             name = device_name(device)
             say(
                 f"\n{device} ({name}), tower{'s' if len(towers) > 1 else ''} "
@@ -207,11 +207,11 @@ class Profiler:
             )
             for line in lines(rows):
                 say(line)
-            if measured:
+            if ceilings:
                 say(
-                    f"roofline: bytes / {measured.bandwidth:,.1f} GB/s (a copy of {measured.copy_bytes >> 20} MiB, "
+                    f"roofline: bytes / {ceilings.bandwidth:,.1f} GB/s (a copy of {ceilings.copy_bytes >> 20} MiB, "
                     "read + written) or "
-                    f"FLOP / {measured.tflops:,.3f} TFLOP/s (a product of {measured.product} x {measured.product}, "
+                    f"FLOP / {ceilings.tflops:,.3f} TFLOP/s (a product of {ceilings.product} x {ceilings.product}, "
                     f"{self.precision}), "
                     "the larger; both measured now"
                 )
@@ -220,7 +220,7 @@ class Profiler:
                     "device": str(device),
                     "name": name,
                     "towers": ["ab"[tower] for tower in towers],
-                    "ceilings": vars(measured) if measured else None,
+                    "ceilings": vars(ceilings) if ceilings else None,
                     "rows": rows,
                 }
             )

@@ -62,9 +62,9 @@ def find(choice: str, out: str | None) -> tuple[ResumePoint | None, str, RunLock
     ):
         raise UserError(f"--resume {choice}: it is neither a run nor a checkpoint")
     run = path if is_run else path.absolute().parent.parent
-    if out is not None and not _same(out, run):
+    if out is not None and not _same_path(out, run):
         refuse_unusable(out)
-        point = _newest_whole(path) if is_run else ResumePoint(path, load(path))
+        point = _newest_whole_checkpoint(path) if is_run else ResumePoint(path, load(path))
         if point is None:
             raise UserError(f"--resume {path}: there is no checkpoint in it")
         return point, out, None
@@ -86,17 +86,17 @@ def _in_place(path, out, auto):
             checkpoints.recover(out)
         except OSError as error:
             raise UserError(f"cannot clear away an unfinished checkpoint: {error.filename}: {error.strerror}") from None
-        if not _same(path, out):
+        if not _same_path(path, out):
             point = ResumePoint(Path(path), load(path))
-            newer = [step for step in checkpoints.listing(out) if step > point.checkpoint.state.step]
-            if newer:
+            newer_steps = [step for step in checkpoints.listing(out) if step > point.checkpoint.state.step]
+            if newer_steps:
                 raise UserError(
-                    f"--resume {path}: {out} has newer checkpoints (of step {', '.join(map(str, newer))}), and a "
+                    f"--resume {path}: {out} has newer checkpoints (of step {', '.join(map(str, newer_steps))}), and a "
                     "run can't have "
                     "two histories; choose a new --out, or remove them first"
                 )
             return point, out, lock
-        point = _newest_whole(out, set_aside=True)
+        point = _newest_whole_checkpoint(out, set_aside=True)
         if point is None and not auto:
             raise UserError(f"--resume {path}: there is no checkpoint in it")
         if point is None:
@@ -108,10 +108,10 @@ def _in_place(path, out, auto):
         raise
 
 
-def _newest_whole(run, set_aside=False):
+def _newest_whole_checkpoint(run, set_aside=False):
     """The newest checkpoint that is whole; says which newer ones are not. None where there is none at all. Raises
     UserError where none is whole: a run must not begin anew over what somebody may still want to rescue."""
-    damaged, error = [], None
+    damaged_paths, error = [], None
     for directory in reversed(checkpoints.listing(run).values()):
         try:
             point = ResumePoint(directory, load(directory))
@@ -122,13 +122,13 @@ def _newest_whole(run, set_aside=False):
             raise UserError(f"{reason}; an older checkpoint is gone on from with --resume PATH --out NEW") from None
         except UserError as reason:
             say(f"WARNING: {reason}; trying the checkpoint before it")
-            damaged, error = [*damaged, directory], reason
+            damaged_paths, error = [*damaged_paths, directory], reason
     else:
-        if damaged:
+        if damaged_paths:
             raise UserError(f"none of the checkpoints of {run} can be gone on from; the last reason: {error}")
         return None
     if set_aside:
-        for directory in damaged:
+        for directory in damaged_paths:
             try:
                 say(f"{directory} is kept as {checkpoints.set_aside(directory).name}")
             except OSError as reason:
@@ -160,29 +160,29 @@ def changes(
 ) -> dict[str, list]:
     """What is not as it was when a checkpoint was saved, without epochs: {"conv1.init_std": [before, now],
     "data.fingerprint": ...}."""
-    state, changed = content.state, {}
-    before, now = flat(every_field(state.recipe)), flat(every_field(recipe))
-    for name in sorted(before.keys() | now.keys()):
-        if name not in ("epochs", "name") and before.get(name) != now.get(name):
-            changed[name] = [before.get(name), now.get(name)]
+    state, differences = content.state, {}
+    old_fields, new_fields = flat(every_field(state.recipe)), flat(every_field(recipe))
+    for name in sorted(old_fields.keys() | new_fields.keys()):
+        if name not in ("epochs", "name") and old_fields.get(name) != new_fields.get(name):
+            differences[name] = [old_fields.get(name), new_fields.get(name)]
     if difference(state.data.fingerprint, dataset):
-        changed["data.fingerprint"] = [state.data.fingerprint, dataset.fingerprint]
+        differences["data.fingerprint"] = [state.data.fingerprint, dataset.fingerprint]
     if list(state.data.classes) != list(dataset.classes):
-        differ = next(([a, b] for a, b in zip(state.data.classes, dataset.classes) if a != b), None)
+        mismatch = next(([a, b] for a, b in zip(state.data.classes, dataset.classes) if a != b), None)
         same_count = len(state.data.classes) == len(dataset.classes)
-        changed["data.classes"] = differ if same_count else [len(state.data.classes), len(dataset.classes)]
+        differences["data.classes"] = mismatch if same_count else [len(state.data.classes), len(dataset.classes)]
     # They are fitted again from the images; the last bits may differ from one machine to another.
     if statistics and not all(
         np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=1e-6)
         for a, b in zip(asdict(content.statistics).values(), asdict(statistics).values(), strict=True)
     ):
-        changed["data.statistics"] = ["those of the checkpoint", "those of these images"]
-    return changed
+        differences["data.statistics"] = ["those of the checkpoint", "those of these images"]
+    return differences
 
 
 def refuse_changes(
     point: ResumePoint,
-    changed: Mapping[str, list],
+    differences: Mapping[str, list],
     recipe: Recipe,
     dataset: DataSet,
     anyway: bool,
@@ -193,37 +193,41 @@ def refuse_changes(
     What changed comes before the count of steps: another batch size makes another count.
     """
     state = point.checkpoint.state
-    before = shapes.merged_shapes(state.recipe, len(state.data.classes))
-    now = shapes.merged_shapes(recipe, len(dataset.classes))
-    odd = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
-    if odd:
-        name = min(odd)
+    checkpoint_shapes = shapes.merged_shapes(state.recipe, len(state.data.classes))
+    network_shapes = shapes.merged_shapes(recipe, len(dataset.classes))
+    mismatches = [
+        name
+        for name in checkpoint_shapes.keys() | network_shapes.keys()
+        if checkpoint_shapes.get(name) != network_shapes.get(name)
+    ]
+    if mismatches:
+        name = min(mismatches)
         raise UserError(
-            f"--resume: {point.path} has {name} {before.get(name)}, but this network {now.get(name)}; "
-            f"its weights don't fit{listed(changed)}"
+            f"--resume: {point.path} has {name} {checkpoint_shapes.get(name)}, but this network "
+            f"{network_shapes.get(name)}; its weights don't fit{listed(differences)}"
         )
-    if changed and not anyway:
+    if differences and not anyway:
         data = difference(state.data.fingerprint, dataset)
-        one, other = changed.get("data.classes", ("", None))
+        old_class, new_class = differences.get("data.classes", ("", None))
         raise UserError(
-            f"--resume: this is not the run of {point.path}{listed(changed)}{f'; data: {data}' if data else ''}"
-            f"{accents([one], [other])}; "
+            f"--resume: this is not the run of {point.path}{listed(differences)}{f'; data: {data}' if data else ''}"
+            f"{accents([old_class], [new_class])}; "
             "--resume-anyway goes on all the same"
         )
     if steps is not None and steps < state.step:
         raise UserError(f"--steps {steps}: {point.path} has taken {state.step} steps already")
-    whole = steps_of_recipe(recipe, dataset)
-    if state.step > whole:
+    total = steps_of_recipe(recipe, dataset)
+    if state.step > total:
         raise UserError(
             f"--resume: {point.path} has taken {state.step} steps already; {recipe.epochs} epochs are only "
-            f"{whole}{listed(changed)}"
+            f"{total}{listed(differences)}"
         )
 
 
 def no_longer_exact(before: Environment, now: Environment) -> list[str]:
     """What decides about rounding and differs: ["threads: 2 -> 4", ...]. before, now: `Environment`."""
     before, now = asdict(before), asdict(now)
-    if not any("cuda" in device for made in (before, now) for device in made["devices"]):
+    if not any("cuda" in device for record in (before, now) for device in record["devices"]):
         before["pipeline"] = now["pipeline"]  # on a CPU all give the same bits
     if before["overlap"] is None:  # not recorded
         before["overlap"] = now["overlap"]
@@ -231,7 +235,7 @@ def no_longer_exact(before: Environment, now: Environment) -> list[str]:
     before |= {f"package {name}": version for name, version in before.pop("packages").items()}
     now |= {f"package {name}": version for name, version in now.pop("packages").items()}
     return [
-        f"{name}: {_shown(before.get(name))} -> {_shown(now.get(name))}"
+        f"{name}: {_clip(before.get(name))} -> {_clip(now.get(name))}"
         for name in sorted(now.keys() | before.keys())
         if before.get(name) != now.get(name)
     ]
@@ -272,17 +276,17 @@ def flat(fields: Mapping) -> dict:
     return {**fields, "layers": [layer["name"] for layer in fields["layers"]]} | layers
 
 
-def listed(changed: Mapping[str, list]) -> str:
+def listed(differences: Mapping[str, list]) -> str:
     """What changed, in a line: ": seed 0 -> 1, ..."."""
-    shown = [f"{name} {_shown(before)} -> {_shown(now)}" for name, (before, now) in list(changed.items())[:SHOWN]]
-    more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-    return f": {', '.join(shown)}{more}" if changed else ""
+    entries = [f"{name} {_clip(before)} -> {_clip(now)}" for name, (before, now) in list(differences.items())[:SHOWN]]
+    rest = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+    return f": {', '.join(entries)}{rest}" if differences else ""
 
 
-def _shown(value):
+def _clip(value):
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _same(a, b):
+def _same_path(a, b):
     return os.path.realpath(a) == os.path.realpath(b)

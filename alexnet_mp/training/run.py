@@ -57,9 +57,9 @@ def train(options: Options) -> bool:
     torch.backends.cudnn.deterministic = True  # otherwise a resumed run would differ from one that never stopped
     with interruptible() as interrupts:
         try:
-            with joined(options.towers == "apart") as ranks, ExitStack() as held:
+            with joined(options.towers == "apart") as ranks, ExitStack() as resources:
                 interrupts.silent = ranks.count > 1  # `Agreed` tells for all
-                _run(options, ranks, interrupts, held)
+                _run(options, ranks, interrupts, resources)
         except KeyboardInterrupt:
             if interrupts.wait_for_step or interrupts.count > 1:
                 raise
@@ -67,12 +67,12 @@ def train(options: Options) -> bool:
         return bool(interrupts)
 
 
-def _run(options, ranks, interrupts, held):
-    """held: an ExitStack; what has to be let go of at the end, whatever it is."""
-    plan = resolve(options, held, ranks)
+def _run(options, ranks, interrupts, resources):
+    """resources: an ExitStack; what has to be let go of at the end, whatever it is."""
+    plan = resolve(options, resources, ranks)
     data = open_data(plan)
     network = build_network(plan, data)
-    trainer = make_trainer(plan, data, network, interrupts, held)
+    trainer = make_trainer(plan, data, network, interrupts, resources)
     del plan  # the trainer has copied what it had of a checkpoint, and the network what it had of --init
     trainer.train(interrupts if ranks.count == 1 else Agreed(interrupts, ranks))
 
@@ -86,17 +86,17 @@ def open_data(plan: Plan) -> TrainingData:
     Of a run that goes on, what changed is refused as early as it can be seen: before all images are read, and after.
     """
     options, recipe = plan.options, plan.recipe
-    dataset, pipeline, checked = choose_pipeline(plan)
+    dataset, pipeline, checks = choose_pipeline(plan)
     in_memory = cache_splits(dataset, recipe.stored_size)
     statistics = statistics_of(dataset, recipe, pipeline.workers)
     plan.ranks.meet()
     plan.ranks.refuse_difference(lambda: _facts_of_data(dataset, statistics, pipeline, options.kernels))
-    changed = _changes(plan, dataset, statistics)
-    if plan.point and "data.statistics" not in changed:
+    changes = _changes(plan, dataset, statistics)
+    if plan.point and "data.statistics" not in changes:
         statistics = plan.point.checkpoint.statistics  # to the last bit
     pipeline.use(statistics)
     pipeline.pieces = plan.pieces
-    return TrainingData(dataset, pipeline, in_memory, checked, changed)
+    return TrainingData(dataset, pipeline, in_memory, checks, changes)
 
 
 def choose_pipeline(plan: Plan) -> tuple[DataSet, Pipeline, str | dict[str, str]]:
@@ -106,8 +106,8 @@ def choose_pipeline(plan: Plan) -> tuple[DataSet, Pipeline, str | dict[str, str]
         dataset = open_data_of_run(plan.point.path, options.data, recipe.stored_size)
     else:
         dataset = open_dataset("builtin" if options.data is None else options.data, recipe.stored_size)
-    how = dataset, recipe, plan.devices, options.workers, plan.dtype, plan.ranks.local_count
-    pipeline = make_pipeline(options.pipeline, *how)
+    arguments = dataset, recipe, plan.devices, options.workers, plan.dtype, plan.ranks.local_count
+    pipeline = make_pipeline(options.pipeline, *arguments)
     say(f"data: {dataset.description}")
     for line in dataset.passed_over:
         say(line)
@@ -115,17 +115,17 @@ def choose_pipeline(plan: Plan) -> tuple[DataSet, Pipeline, str | dict[str, str]
     length.say_steps(recipe, dataset, from_random_weights=plan.point is None and plan.weights is None)
     refuse_batch(pipeline, recipe.batch_size, True, plan.pieces, plan.ranks.local_count)
     _changes(plan, dataset)
-    name, checked = self_check.before_run(
+    name, checks = self_check.before_run(
         pipeline, options.kernels, pipeline_is_chosen=options.pipeline != "auto", wanted=options.self_check
     )
     if name != pipeline.name:
-        pipeline = make_pipeline(name, *how)
-    return dataset, pipeline, checked
+        pipeline = make_pipeline(name, *arguments)
+    return dataset, pipeline, checks
 
 
 def _facts_of_data(dataset, statistics, pipeline, kernels):
     """{what has to be alike in all processes of a job, and is known when all images are read: it}"""
-    numbers = b"".join(np.ascontiguousarray(each).tobytes() for each in vars(statistics).values())
+    numbers = b"".join(np.ascontiguousarray(array).tobytes() for array in vars(statistics).values())
     return {
         "the pipeline": pipeline.name,
         # The self-check may have left some out.
@@ -140,10 +140,10 @@ def _changes(plan, dataset, statistics=None):
     """What is no longer as the checkpoint has it, see `resume.changes`. Raises UserError if that may not be."""
     if not plan.point:
         return {}
-    changed = resume.changes(plan.point.checkpoint, plan.recipe, dataset, statistics)
+    changes = resume.changes(plan.point.checkpoint, plan.recipe, dataset, statistics)
     options = plan.options
-    resume.refuse_changes(plan.point, changed, plan.recipe, dataset, options.resume_anyway, options.steps)
-    return changed
+    resume.refuse_changes(plan.point, changes, plan.recipe, dataset, options.resume_anyway, options.steps)
+    return changes
 
 
 # --- build the network
@@ -161,18 +161,18 @@ def build_network(plan: Plan, data: TrainingData) -> TwoTowerAlexNet:
         )
     if plan.weights is not None:
         layers = None if options.init_layers is None else options.init_layers.split(",")
-        copied, new, foreign = begin_with(network, plan.weights, options.init, layers)
+        copied_layers, new_layers, foreign_layers = begin_with(network, plan.weights, options.init, layers)
         say(
-            f"begins with {', '.join(copied)} of {options.init}; new: {', '.join(new)}"
-            + (f"; left out: {', '.join(foreign)}" if foreign else "")
+            f"begins with {', '.join(copied_layers)} of {options.init}; new: {', '.join(new_layers)}"
+            + (f"; left out: {', '.join(foreign_layers)}" if foreign_layers else "")
         )
     return network
 
 
 def _worker_network(plan, classes):
-    if (fewest := fewest_units(plan.recipe, classes)) < plan.ranks.count:
+    if (units := fewest_units(plan.recipe, classes)) < plan.ranks.count:
         raise UserError(
-            f"{plan.ranks.count} processes: a fully connected layer of {plan.recipe.name} has {fewest} units, of which "
+            f"{plan.ranks.count} processes: a fully connected layer of {plan.recipe.name} has {units} units, of which "
             "each takes a slice; so many processes at most"
         )
     (device,) = plan.devices
@@ -183,7 +183,7 @@ def _worker_network(plan, classes):
 
 
 def make_trainer(
-    plan: Plan, data: TrainingData, network: TwoTowerAlexNet, interrupts: Interrupts, held: ExitStack
+    plan: Plan, data: TrainingData, network: TwoTowerAlexNet, interrupts: Interrupts, resources: ExitStack
 ) -> Trainer:
     """The trainer, with its run directory, where the checkpoint was if there is one; says how it computes."""
     options, dataset, pipeline = plan.options, data.dataset, data.pipeline
@@ -208,7 +208,7 @@ def make_trainer(
             devices=devices,
         )
     )
-    held.callback(directory.close)
+    resources.callback(directory.close)
     plan.ranks.meet()  # a disk may be slow
     constants = {
         "recipe": plan.recipe,
@@ -230,7 +230,7 @@ def make_trainer(
     )
     if options.profile is not None:
         trainer.profiler = Profiler(trainer, steps_of(options.profile), options.precision)
-    held.push(lambda kind, error, trace: _let_saver_end(trainer.checkpoints.saver, kind))
+    resources.push(lambda kind, error, trace: _let_saver_end(trainer.checkpoints.saver, kind))
     _say_how(plan, data, network)
     if plan.point:
         trainer.restore(plan.point.checkpoint, same_run=plan.in_place)
@@ -257,7 +257,7 @@ def _say_how(plan, data, network):
     say(f"{sum(counts):,} parameters, by tower: {', '.join(f'{count:,}' for count in counts)}")
 
 
-def _say_resumed(point, changed, environment, trainer):
+def _say_resumed(point, changes, environment, trainer):
     """What a person has to know of a run that goes on."""
     state = point.checkpoint.state
     say(
@@ -265,13 +265,13 @@ def _say_resumed(point, changed, environment, trainer):
         + (", in the middle of its validation" if not state.validated else "")
     )
     if state.recipe.epochs != trainer.recipe.epochs:
-        kept = trainer.recipe.schedule == "dated" and trainer.recipe.dates == state.recipe.dates
-        dates = ", ".join(str(date.epoch) for date in state.recipe.dates) if kept else ""
+        same_dates = trainer.recipe.schedule == "dated" and trainer.recipe.dates == state.recipe.dates
+        dates = ", ".join(str(date.epoch) for date in state.recipe.dates) if same_dates else ""
         say(
             f"epochs {state.recipe.epochs} -> {trainer.recipe.epochs}"
             + (f"; the rates change when they did, at epoch {dates}; --set dates=... sets others" if dates else "")
         )
-    if changed:
-        say(f"WARNING: another run from here on, as --resume-anyway allows{resume.listed(changed)}")
+    if changes:
+        say(f"WARNING: another run from here on, as --resume-anyway allows{resume.listed(changes)}")
     if differences := resume.no_longer_exact(state.made_by, environment):
         say(f"no longer bit for bit as without the stop, since something else computes: {', '.join(differences)}")

@@ -71,19 +71,19 @@ class DatedSchedule:
 
     def rates(self, epoch: int) -> dict[str, float]:
         """{"conv1.weight": rate, ...} in this epoch (the first is 1)."""
-        initial = _initial_rates(self.recipe)
-        rates = dict(initial)
-        for date in self._past(epoch):
+        initial_rates = _initial_rates(self.recipe)
+        rates = dict(initial_rates)
+        for date in self._past_dates(epoch):
             for layer in date.layers or [layer.name for layer in self.recipe.layers]:
                 for what, factor in ((f"{layer}.weight", date.weights), (f"{layer}.bias", date.biases)):
                     if factor is not None:
-                        rates[what] = initial[what] * factor
+                        rates[what] = initial_rates[what] * factor
         return rates
 
     def colour_noise(self, epoch: int) -> float:
         """Standard deviation of the colour factors in this epoch (4.1)."""
         return next(
-            (date.colour_noise for date in reversed(self._past(epoch)) if date.colour_noise is not None),
+            (date.colour_noise for date in reversed(self._past_dates(epoch)) if date.colour_noise is not None),
             self.recipe.colour_noise,
         )
 
@@ -99,7 +99,7 @@ class DatedSchedule:
         if state:
             raise ValueError(f"{state} is not the state of a dated schedule, which has none")
 
-    def _past(self, epoch):
+    def _past_dates(self, epoch):
         return [date for date in self.recipe.dates if date.epoch <= epoch]
 
 

@@ -50,7 +50,7 @@ def before_run(
     if not any(device.type in KINDS for device in pipeline.devices):
         return pipeline.name, "none: no CUDA device"
     dataset = pipeline.dataset
-    asked = Asked(
+    setup = Asked(
         pipeline.recipe,
         len(dataset.classes),
         tuple(pipeline.devices),
@@ -59,15 +59,15 @@ def before_run(
         pipeline.name,
         dataset.splits["train"].storage,
     )
-    name, found = examine(asked, pipeline_is_chosen)
-    outcomes = list(found.values())
-    before = f", {outcomes.count(BEFORE)} of them before" if BEFORE in outcomes else ""
-    say(f"self-check: {outcomes.count(PASSED) + outcomes.count(BEFORE)} of {len(outcomes)} checks passed{before}")
-    return name, found
+    name, findings = examine(setup, pipeline_is_chosen)
+    outcomes = list(findings.values())
+    remark = f", {outcomes.count(BEFORE)} of them before" if BEFORE in outcomes else ""
+    say(f"self-check: {outcomes.count(PASSED) + outcomes.count(BEFORE)} of {len(outcomes)} checks passed{remark}")
+    return name, findings
 
 
 def examine(
-    asked: Asked,
+    setup: Asked,
     pipeline_is_chosen: bool = False,
     fresh: bool = False,
     tell: Callable[[str], None] = say,
@@ -78,64 +78,64 @@ def examine(
     fresh: what has passed before is checked again. tell: is called with each line for the user. needed(asked): the
     checks, by default all `checks`. See `before_run`.
     """
-    left_out, found, memory = set(), {}, PassedChecks(tell)
+    exclusions, findings, memory = set(), {}, PassedChecks(tell)
     while True:
-        dispatch.leave_out(left_out)
+        dispatch.leave_out(exclusions)
         todo = []
-        for check in (needed or checks)(asked):
-            if check.what not in found and not fresh and memory.has(check):
-                found[check.what] = BEFORE
-            elif check.what not in found:
+        for check in (needed or checks)(setup):
+            if check.what not in findings and not fresh and memory.has(check):
+                findings[check.what] = BEFORE
+            elif check.what not in findings:
                 todo.append(check)
         if not todo:
-            return asked.pipeline, found
-        tell(f"self-check: {len(todo)} to be checked on {' and '.join(map(str, dict.fromkeys(asked.devices)))}")
-        check, outcome = _first_not_passed(todo, left_out, found, memory)
+            return setup.pipeline, findings
+        tell(f"self-check: {len(todo)} to be checked on {' and '.join(map(str, dict.fromkeys(setup.devices)))}")
+        check, outcome = _first_not_passed(todo, exclusions, findings, memory)
         if outcome is None:
-            return asked.pipeline, found
+            return setup.pipeline, findings
         if outcome.state == UNCHECKED:
             tell(f"WARNING: self-check: nothing more can be checked: {outcome.why}")
-            rest = {other.what: f"not checked: {outcome.why}" for other in todo if other.what not in found}
-            return asked.pipeline, found | rest
-        found[check.what] = f"left out: {outcome.why}"
-        wrong, unseen = f"self-check: {check.what} {outcome.why}", "--no-self-check doesn't look"
+            rest = {other.what: f"not checked: {outcome.why}" for other in todo if other.what not in findings}
+            return setup.pipeline, findings | rest
+        findings[check.what] = f"left out: {outcome.why}"
+        fault, hint = f"self-check: {check.what} {outcome.why}", "--no-self-check doesn't look"
         if check.kind == "crossing":
-            alone = next((str(device.index) for device in check.devices if device.type == "cuda"), "cpu")
-            raise UserError(f"{wrong}; no network can be split between these devices; --gpus {alone} does without")
-        if check.kind == "kernel" and asked.kernels != "auto":
-            raise UserError(f"--kernels {asked.kernels}: {wrong}; --kernels auto leaves it out, {unseen}")
+            gpu = next((str(device.index) for device in check.devices if device.type == "cuda"), "cpu")
+            raise UserError(f"{fault}; no network can be split between these devices; --gpus {gpu} does without")
+        if check.kind == "kernel" and setup.kernels != "auto":
+            raise UserError(f"--kernels {setup.kernels}: {fault}; --kernels auto leaves it out, {hint}")
         if check.kind == "pipeline":
-            after = next_pipeline(asked.pipeline)
-            if after is None:
-                raise UserError(f"{wrong}; it is the last that there is, and {unseen}")
+            successor = next_pipeline(setup.pipeline)
+            if successor is None:
+                raise UserError(f"{fault}; it is the last that there is, and {hint}")
             if pipeline_is_chosen:
-                raise UserError(f"--pipeline {asked.pipeline}: {wrong}; --pipeline auto leaves it out, {unseen}")
-            asked, after = replace(asked, pipeline=after), f"pipeline {after}"
+                raise UserError(f"--pipeline {setup.pipeline}: {fault}; --pipeline auto leaves it out, {hint}")
+            setup, successor = replace(setup, pipeline=successor), f"pipeline {successor}"
         else:
-            left_out.add((check.operation, check.implementation, str(check.devices[0])))
-            dispatch.leave_out(left_out)
-            after = dispatch.resolve("auto", check.devices[0], check.operation)
-        tell(f"WARNING: {wrong}; it is left out, and {after} takes its place")
+            exclusions.add((check.operation, check.implementation, str(check.devices[0])))
+            dispatch.leave_out(exclusions)
+            successor = dispatch.resolve("auto", check.devices[0], check.operation)
+        tell(f"WARNING: {fault}; it is left out, and {successor} takes its place")
 
 
-def _first_not_passed(todo, left_out, found, memory):
+def _first_not_passed(todo, exclusions, findings, memory):
     """(check, outcome) of the first that hasn't passed, or (None, None); those before are noted as passed."""
-    devices, passed = tuple(dict.fromkeys(device for check in todo for device in check.devices)), []
+    devices, successes = tuple(dict.fromkeys(device for check in todo for device in check.devices)), []
     calls = [(check.function, (check.devices, *check.arguments)) for check in todo]
     try:
         with (
             progress("self-check", len(todo), "checks") as advance,
-            closing(isolated.outcomes(calls, (device_checks.prepare, (devices, frozenset(left_out))))) as outcomes,
+            closing(isolated.outcomes(calls, (device_checks.prepare, (devices, frozenset(exclusions))))) as outcomes,
         ):
             for check, outcome in zip(todo, outcomes):
                 if outcome.state != PASSED:
                     return check, outcome
                 advance(1)
-                passed.append(check)
-                found[check.what] = PASSED
+                successes.append(check)
+                findings[check.what] = PASSED
         return None, None
     finally:
-        memory.keep(passed)
+        memory.keep(successes)
 
 
 def next_pipeline(name: str) -> str | None:
@@ -162,17 +162,17 @@ class PassedChecks:
             self.known[check.devices] = self._read(check.devices)
         return check.identity in self.known[check.devices]
 
-    def keep(self, passed: Sequence[Check]) -> None:
+    def keep(self, successes: Sequence[Check]) -> None:
         """Remember these checks, beside those that another run may have added meanwhile."""
-        for devices in dict.fromkeys(check.devices for check in passed):
+        for devices in dict.fromkeys(check.devices for check in successes):
             facts, path = self._place(devices)
-            new = {check.identity: check.what for check in passed if check.devices == devices}
-            self.known[devices] = known = self._read(devices) | new
+            additions = {check.identity: check.what for check in successes if check.devices == devices}
+            self.known[devices] = records = self._read(devices) | additions
             try:
                 if path is None:
                     raise OSError(0, "there is no home directory")
                 os.makedirs(path.parent, mode=0o700, exist_ok=True)
-                self._write(path, {"facts": facts, "passed": known})
+                self._write(path, {"facts": facts, "passed": records})
             except OSError as error:
                 if not self.said:
                     where = path.parent if path else "the cache"
@@ -182,13 +182,13 @@ class PassedChecks:
     @staticmethod
     def _write(path, content):
         """A name of its own for each writer: `durable_files.replace` is for files that one process writes."""
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{durable_files.PARTIAL}")
+        draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}{durable_files.PARTIAL}")
         try:
-            durable_files.write(partial, [(json.dumps(content, indent=1) + "\n").encode()])
-            durable_files.rename(partial, path)
+            durable_files.write(draft, [(json.dumps(content, indent=1) + "\n").encode()])
+            durable_files.rename(draft, path)
         except BaseException:
             with suppress(OSError):
-                durable_files.remove(partial)
+                durable_files.remove(draft)
             raise
 
     def _read(self, devices):
@@ -198,8 +198,8 @@ class PassedChecks:
             content = json.loads(durable_files.read(path, MOST_BYTES)) if path else None
         except (OSError, ValueError, RecursionError):
             return {}
-        whole = isinstance(content, dict) and content.get("facts") == facts and isinstance(content.get("passed"), dict)
-        return content["passed"] if whole else {}
+        valid = isinstance(content, dict) and content.get("facts") == facts and isinstance(content.get("passed"), dict)
+        return content["passed"] if valid else {}
 
     @staticmethod
     def _place(devices):

@@ -19,36 +19,36 @@ def self_checks(report: dict) -> dict[str, dict[str, str]]:
 
     if why := machine.deadly(dispatch.LIBRARY):
         raise RuntimeError(why)
-    found, gpus = {}, names(report)[1:]
+    findings, gpus = {}, names(report)[1:]
     with lines_on_stderr():
         try:
             for name in names(report):
-                found[name] = {}
+                findings[name] = {}
                 for recipe, precision, storage in CHECKED:
-                    found[name] |= told(
+                    findings[name] |= told(
                         _check, torch, [name] * 2, recipe, precision, storage, report, needed_checks.checks
                     )
             for pair in combinations(gpus, 2):
-                found[" and ".join(pair)] = told(_check, torch, pair, *CHECKED[0], report, needed_checks.crossings)
+                findings[" and ".join(pair)] = told(_check, torch, pair, *CHECKED[0], report, needed_checks.crossings)
         finally:
             dispatch.leave_out(())
-    return found
+    return findings
 
 
-def _check(torch, on, recipe, precision, storage, report, needed):
+def _check(torch, devices, recipe, precision, storage, report, needed):
     from ..recipes.named import PRESETS
     from ..system.errors import UserError
     from . import needed_checks, self_check
 
-    on = tuple(map(torch.device, on))
+    devices = tuple(map(torch.device, devices))
     dali = not report["packages"]["nvidia.dali"]["problem"]
     pipeline = "raw" if storage == "pixels" else "dali" if dali else "torch"
-    old = any(device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) for device in on)
-    dtype = torch.bfloat16 if precision == "bf16" and not old else torch.float32
-    asked = needed_checks.Asked(PRESETS[recipe](), 1000, on, dtype, "auto", pipeline, storage)
+    lacks_bf16 = any(device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) for device in devices)
+    dtype = torch.bfloat16 if precision == "bf16" and not lacks_bf16 else torch.float32
+    setup = needed_checks.Asked(PRESETS[recipe](), 1000, devices, dtype, "auto", pipeline, storage)
     try:
-        found = self_check.examine(asked, fresh=True, tell=lambda line: None, needed=needed)[1]
+        findings = self_check.examine(setup, fresh=True, tell=lambda line: None, needed=needed)[1]
     except UserError as error:
-        found = {"the check": str(error)}
+        findings = {"the check": str(error)}
     case = f"{recipe}, {str(dtype).removeprefix('torch.')}"
-    return {f"{what}, {case}": machine.shown(outcome) for what, outcome in found.items()}
+    return {f"{what}, {case}": machine.shown(outcome) for what, outcome in findings.items()}

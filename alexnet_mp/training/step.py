@@ -43,8 +43,8 @@ class TrainingStep:
         """(loss, right answers), as `loss_and_right`; the parameters have their gradients."""
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.network(*all_images(images))
-        judged = partial(loss_and_right, kernels=self.network.kernels)
-        loss, right = self.network.exchange.share_loss(judged, logits, labels)
+        judge = partial(loss_and_right, kernels=self.network.kernels)
+        loss, right = self.network.exchange.share_loss(judge, logits, labels)
         check_loss(loss)
         if loss.requires_grad:  # not where every layer is frozen
             loss.backward()

@@ -25,9 +25,9 @@ def operator() -> Callable[[torch.Tensor], None] | None:
     """The operator that replays a table, or None in a library without CUDA kernels, or older than it."""
     if compiled() is None:
         return None
-    there = getattr(compiled(), "replay_tape", None)
-    built = there and torch._C._dispatch_has_kernel_for_dispatch_key("alexnet_mp_csrc::replay_tape", "CPU")
-    return there if built else None
+    replay = getattr(compiled(), "replay_tape", None)
+    built = replay and torch._C._dispatch_has_kernel_for_dispatch_key("alexnet_mp_csrc::replay_tape", "CPU")
+    return replay if built else None
 
 
 def fits(steps: Sequence[tuple], towers: Exchange) -> bool:
@@ -61,37 +61,37 @@ class Program:
 
     def __init__(self, steps: Sequence[tuple], streams: Mapping[torch.device, torch.cuda.Stream]):
         self.rows, self.streams, self.kept = [], streams, [steps]
-        copying = {_way(copy): copy.out for what, copy, *_ in steps if what == "send"}
-        begun = [self._record(device, stream) for device, stream in streams.items()]
-        for (source, _), stream in copying.items():
-            for event in begun:
+        copy_streams = {_way(copy): copy.out for what, copy, *_ in steps if what == "send"}
+        starts = [self._record(device, stream) for device, stream in streams.items()]
+        for (source, _), stream in copy_streams.items():
+            for event in starts:
                 self._wait(source, stream, event)
-        arrived = {}
+        arrivals = {}
         for what, subject, *where in steps:
             if what == "launch":
                 (device,) = where
                 self._row(LAUNCH, device, streams[device], subject.raw_cuda_graph_exec())
             elif what == "send":
                 source, target = way = _way(subject)
-                self._wait(source, copying[way], self._record(source, streams[source]))
+                self._wait(source, copy_streams[way], self._record(source, streams[source]))
                 tensor = subject.tensor
                 self._row(
                     COPY,
                     source,
-                    copying[way],
+                    copy_streams[way],
                     subject.place.data_ptr(),
                     tensor.data_ptr(),
                     target.index,
                     tensor.numel() * tensor.element_size(),
                 )
-                arrived[subject] = self._record(source, copying[way])
+                arrivals[subject] = self._record(source, copy_streams[way])
             else:
                 target = subject.place.device
-                self._wait(target, streams[target], arrived[subject])
-        for (source, target), stream in copying.items():
-            done = self._record(source, stream)
+                self._wait(target, streams[target], arrivals[subject])
+        for (source, target), stream in copy_streams.items():
+            end = self._record(source, stream)
             for device in dict.fromkeys((source, target)):
-                self._wait(device, streams[device], done)
+                self._wait(device, streams[device], end)
         self.table = torch.tensor(self.rows, dtype=torch.int64).reshape(-1, COLUMNS)
 
     def _row(self, kind, device, stream, handle, *copy):

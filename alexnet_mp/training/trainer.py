@@ -160,19 +160,19 @@ class Trainer:
             self.profiler.finish()
 
     def _take_steps(self, interrupted):
-        begun, batches = self.step, self._batches()
+        start, batches = self.step, self._batches()
         if self.profiler:
             batches = self.profiler.batches(batches)
-        if begun == 0:
+        if start == 0:
             self.checkpoints.keep_first_layer()
-        with progress("training", self.last_step, "steps", begun) as advance, closing(batches):
+        with progress("training", self.last_step, "steps", start) as advance, closing(batches):
             for batch in batches:
-                if self.step == begun or batch.epoch != self.epoch:
+                if self.step == start or batch.epoch != self.epoch:
                     self.start_epoch(batch.epoch)
                 (self.profiler.step if self.recording else self.one_step)(batch)
                 self.checkpoints.keep_first_layer()
                 advance(1, self._how_far())
-                if self.step == begun + 1:
+                if self.step == start + 1:
                     say(self.describe_exchange())
                 if not self.validated and not interrupted:
                     self.validate(interrupted)
@@ -194,8 +194,8 @@ class Trainer:
                     yield from batches
                 else:
                     images = len(self.pipeline.dataset.splits["train"])
-                    of_all_pairs = EpochKeys(self.recipe, images, self.step, self.recipe.epochs)
-                    for batch, (_, _, numbers) in zip(batches, of_all_pairs):
+                    keys = EpochKeys(self.recipe, images, self.step, self.recipe.epochs)
+                    for batch, (_, _, numbers) in zip(batches, keys):
                         yield replace(batch, numbers=numbers)
         except Exception:
             self.checkpoints.save_what_is_there()
@@ -204,11 +204,11 @@ class Trainer:
     def start_epoch(self, epoch: int) -> None:
         self.read_steps()
         self.epoch = epoch
-        now = {"learning_rates": self.schedule.rates(epoch), "colour_noise": self.schedule.colour_noise(epoch)}
-        self.optimizer.set_rates(now["learning_rates"])
-        if now != self.scheduled:
-            self.run.log("schedule", step=self.step, epoch=epoch, **now)
-            self.scheduled = now
+        settings = {"learning_rates": self.schedule.rates(epoch), "colour_noise": self.schedule.colour_noise(epoch)}
+        self.optimizer.set_rates(settings["learning_rates"])
+        if settings != self.scheduled:
+            self.run.log("schedule", step=self.step, epoch=epoch, **settings)
+            self.scheduled = settings
 
     def one_step(self, batch: Batch) -> None:
         """Take one step; its line is written when its numbers have come from the devices."""
@@ -262,12 +262,12 @@ class Trainer:
     def refuse_tensors(self, step: PendingStep, sums: Sequence[torch.Tensor]) -> None:
         """End the run where a weight is NaN or infinite; the gradient or velocity that made it so is named if no step
         followed."""
-        found = self.optimizer.non_finite() if step.step == self.step else self.optimizer.non_finite_in(sums)
-        found = sum(self.ranks.gather(found), [])
-        if found:  # not where finite weights only have a sum that overflows
-            more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
-            what = f"{found[0]}{more}: not finite at step {step.step}"
-            self._refuse(what, {"tensors": found}, step.step, step.images, "train")
+        tensors = self.optimizer.non_finite() if step.step == self.step else self.optimizer.non_finite_in(sums)
+        tensors = sum(self.ranks.gather(tensors), [])
+        if tensors:  # not where finite weights only have a sum that overflows
+            rest = f" and {len(tensors) - 1} more tensors" if len(tensors) > 1 else ""
+            what = f"{tensors[0]}{rest}: not finite at step {step.step}"
+            self._refuse(what, {"tensors": tensors}, step.step, step.images, "train")
 
     def _refuse(self, what, details, step, images, split):
         if not self.ranks.writes:
@@ -281,9 +281,9 @@ class Trainer:
     def validate(self, interrupted: Interrupts | Agreed) -> None:
         """The centre view of every validation image; dropped without a trace if Ctrl-C comes in between."""
         self.read_steps()
-        tested = self.test({"centre view": centre_view(self.recipe)}, interrupted)
-        if tested:
-            error = tested["centre view"].errors()
+        tests = self.test({"centre view": centre_view(self.recipe)}, interrupted)
+        if tests:
+            error = tests["centre view"].errors()
             self.run.log("val", step=self.step, epoch=self.epoch, **asdict(error))
             # Not where a resumed run begins with this.
             training = f"training loss {self.loss:.3f}, " if math.isfinite(self.loss) else ""
@@ -311,7 +311,7 @@ class Trainer:
                 advance(count)
 
             try:
-                tested = evaluate(
+                tests = evaluate(
                     self.network, self.pipeline, "val", protocols, self.recipe.batch_size, watch, ranks=self.ranks
                 )
             except _Interrupted:
@@ -319,25 +319,25 @@ class Trainer:
             except Exception:  # the step before is whole
                 self.checkpoints.save_what_is_there()
                 raise
-        for answers in tested.values():
+        for answers in tests.values():
             if not math.isfinite(loss := answers.errors().loss):
                 self.refuse_loss(loss, self.step, [], "val")
-        return tested
+        return tests
 
     # --- the end
 
     def finish(self, interrupted: Interrupts | Agreed) -> None:
         """Leave a checkpoint and pictures; of a whole training, test. Raises UserError where that can't be written."""
-        unsaved = self.checkpoints.save_now()
-        if unsaved and not isinstance(unsaved, OSError):
-            raise unsaved
-        failures = [unsaved, self._draw()]
-        tested = self.test(both_protocols(self.recipe), interrupted) if not interrupted and self.whole else None
-        if tested:
-            failures.append(self._record(tested))
+        failure = self.checkpoints.save_now()
+        if failure and not isinstance(failure, OSError):
+            raise failure
+        failures = [failure, self._draw()]
+        tests = self.test(both_protocols(self.recipe), interrupted) if not interrupted and self.whole else None
+        if tests:
+            failures.append(self._record(tests))
         failures.append(self.run.metrics.failure)
         self._say_end(interrupted, next(filter(None, failures), None))
-        if not tested:
+        if not tests:
             self._say_how_to_go_on(interrupted)
 
     def _draw(self):
@@ -356,44 +356,46 @@ class Trainer:
         self.run.metrics.events.flush()
         return failure
 
-    def _record(self, tested):
+    def _record(self, tests):
         """Returns what kept the answers from being written, or None."""
         failure = None
         try:
             if self.ranks.writes:
-                write_right(self.run.path, tested)
+                write_right(self.run.path, tests)
         except OSError as error:
             failure = error
-        errors = {name: answers.errors() for name, answers in tested.items()}
+        errors = {name: answers.errors() for name, answers in tests.items()}
         for name, error in errors.items():
             self.run.log("test", step=self.step, epoch=self.epoch, split="val", protocol=name, **asdict(error))
         print_errors(errors, "val", len(self.pipeline.dataset.classes))
         return failure
 
     def _say_end(self, interrupted, failure):
-        ended = f"{'stopped as asked' if interrupted else 'done'} after step {self.step}"
+        ending = f"{'stopped as asked' if interrupted else 'done'} after step {self.step}"
         if failure or not self.checkpoints.up_to_date:
             raise UserError(
-                f"{ended}, but not all of it could be written: "
+                f"{ending}, but not all of it could be written: "
                 f"{line_of(failure) if failure else 'no checkpoint'}; {self.checkpoints.newest}"
             )
         say(
-            f"{ended}: checkpoint in {self.checkpoints.saver.saved or self.run.path}, "
+            f"{ending}: checkpoint in {self.checkpoints.saver.saved or self.run.path}, "
             f"pictures curves.png and conv1_kernels.png in {self.run.path}"
         )
 
     def _say_how_to_go_on(self, interrupted):
         path = shlex.quote(str(self.run.path))
-        again, test = f"the same command with --out {path} --resume auto", typed("evaluate", self.run.path)
+        resumption, evaluation = f"the same command with --out {path} --resume auto", typed("evaluate", self.run.path)
         if self.whole:
-            say(f"all its steps are taken, but it is not tested; {again} tests it, or {test}")
+            say(f"all its steps are taken, but it is not tested; {resumption} tests it, or {evaluation}")
             return
-        more = "" if interrupted and self.step < self.last_step else " and a larger --steps, or without it"
-        say(f"of {self.recipe_steps} steps at most; to go on, {again}{more}; to test it as it is, {test}")
+        addition = "" if interrupted and self.step < self.last_step else " and a larger --steps, or without it"
+        say(
+            f"of {self.recipe_steps} steps at most; to go on, {resumption}{addition}; to test it as it is, {evaluation}"
+        )
 
     def describe_exchange(self) -> str:
-        between_pairs = self.training_step.describe_sum() if self.ranks.pairs > 1 else ""
-        return f"exchange: {described(self.crossed, self.network.exchange.between)}{between_pairs}"
+        sum_of_pairs = self.training_step.describe_sum() if self.ranks.pairs > 1 else ""
+        return f"exchange: {described(self.crossed, self.network.exchange.between)}{sum_of_pairs}"
 
 
 class _Interrupted(Exception):

@@ -60,13 +60,13 @@ class PaperSGD(torch.optim.Optimizer):
         weight is NaN or infinite. An update carries what is not finite in a gradient or a velocity into the weight, so
         these few numbers watch over all three. The copies that a layer keeps of its weights are written, too. Raises
         RuntimeError where a parameter got no gradient."""
-        found = self._by_device(only)
-        return [self._update(where, *found[where]) for where in (found if device is None else [device])]
+        groups = self._by_device(only)
+        return [self._update(target, *groups[target]) for target in (groups if device is None else [device])]
 
     def _update(self, device, parameters, options):
-        missing = [name for (name, _, _), w in zip(options, parameters, strict=True) if w.grad is None]
-        if missing:
-            raise RuntimeError(f"no gradient for {', '.join(missing)}; was backward run?")
+        missing_names = [name for (name, _, _), w in zip(options, parameters, strict=True) if w.grad is None]
+        if missing_names:
+            raise RuntimeError(f"no gradient for {', '.join(missing_names)}; was backward run?")
         copies = [copy for w in parameters for copy in self._copy_of(w)]
         if len(copies) < len(parameters):  # those that there are, are made anew before they are used
             copies = []
@@ -111,14 +111,14 @@ class PaperSGD(torch.optim.Optimizer):
             ("velocity", lambda w: self.state[w]["velocity"]),
             ("weights", lambda w: w),
         ):
-            found = [
+            names = [
                 f"{what} of {group['name']} on tower {tower}"
                 for group in self.param_groups
                 for tower, parameter in zip(self.towers, group["params"])
                 if value(parameter) is not None and not torch.isfinite(value(parameter)).all()
             ]
-            if found:
-                return found
+            if names:
+                return names
         return []
 
     @torch.no_grad()

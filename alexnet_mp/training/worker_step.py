@@ -41,40 +41,41 @@ class WorkerStep:
         network, workers = self.network, self.workers
         workers.clear()
         rows = self.pieces.rows_of_all(count)
-        own = rows[workers.number]
-        network.count_step(first_row=own.start)
-        maps = network.convolve(images[0]) if own.stop > own.start else images[0].new_empty(0, network.width)
+        span = rows[workers.number]
+        network.count_step(first_row=span.start)
+        maps = network.convolve(images[0]) if span.stop > span.start else images[0].new_empty(0, network.width)
         labels = workers.share("labels", labels[: len(maps)], rows, 0)()
         size = network.recipe.fc_batch_size
-        parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
-        trained = [part for part in self._convolutions() if part.requires_grad]  # alike in all workers
-        numbers, returning, sums = [], [], []
-        arriving = self._begin(maps, rows, parts[0])
+        parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        # alike in all workers
+        parameters = [parameter for parameter in self._convolutions() if parameter.requires_grad]
+        numbers, returns, sums = [], [], []
+        arrival = self._begin(maps, rows, parts[0])
         for part, next_part in zip(parts, [*parts[1:], None]):
-            whole = arriving().requires_grad_(bool(trained))
+            part_maps = arrival().requires_grad_(bool(parameters))
             if next_part:  # travels while these are computed
-                arriving = self._begin(maps, rows, next_part)
-            loss, right = self._connected(whole, labels[part], part.start, check_loss)
+                arrival = self._begin(maps, rows, next_part)
+            loss, right = self._connected_pass(part_maps, labels[part], part.start, check_loss)
             weight = (part.stop - part.start) / count
             numbers.append((loss * weight, right))
-            if trained:
-                returning.append(workers.give_back(network.border, whole.grad * weight, _within(rows, part), 0))
+            if parameters:
+                returns.append(workers.give_back(network.border, part_maps.grad * weight, _within(rows, part), 0))
             sums = self.optimizer.step(only=network.connected)
-        returned = [arrive() for arrive in returning]
-        if returned and len(maps):
-            maps.backward(torch.cat(returned))
-        sums = [*self._update_convolutions(trained), *sums]
-        loss, right = (torch.stack(each).sum() for each in zip(*numbers))
+        gradients = [arrive() for arrive in returns]
+        if gradients and len(maps):
+            maps.backward(torch.cat(gradients))
+        sums = [*self._update_convolutions(parameters), *sums]
+        loss, right = (torch.stack(terms).sum() for terms in zip(*numbers))
         return [loss, right, *([torch.cat(sums)] if sums else [])]
 
     def _begin(self, maps, rows, part):
         """Begin to bring the last maps of a part of the minibatch to all workers."""
-        own = rows[self.workers.number]
-        start, stop = max(own.start, part.start) - own.start, min(own.stop, part.stop) - own.start
-        here = maps.detach()[start : max(start, stop)]
-        return self.workers.share(self.network.border, here, _within(rows, part), 0)
+        span = rows[self.workers.number]
+        start, stop = max(span.start, part.start) - span.start, min(span.stop, part.stop) - span.start
+        own_maps = maps.detach()[start : max(start, stop)]
+        return self.workers.share(self.network.border, own_maps, _within(rows, part), 0)
 
-    def _connected(self, maps, labels, first_row, check_loss):
+    def _connected_pass(self, maps, labels, first_row, check_loss):
         """(loss, right answers), after a forward and a backward pass through the fully connected layers."""
         self.optimizer.zero_grad(set_to_none=True)
         self.network.count_step(begins=False, first_row=first_row)
@@ -85,15 +86,18 @@ class WorkerStep:
             loss.backward()
         return loss.detach(), right
 
-    def _update_convolutions(self, trained):
+    def _update_convolutions(self, parameters):
         """By the sum of all workers' gradients. Returns the sums of the weights."""
-        found = [torch.zeros_like(part) if part.grad is None else dense_like(part.grad, part) for part in trained]
-        for part, gradient in zip(trained, self.workers.sum("convolutions", found) if trained else ()):
-            part.grad = gradient
+        gradients = [
+            torch.zeros_like(parameter) if parameter.grad is None else dense_like(parameter.grad, parameter)
+            for parameter in parameters
+        ]
+        for parameter, gradient in zip(parameters, self.workers.sum("convolutions", gradients) if parameters else ()):
+            parameter.grad = gradient
         return self.optimizer.step(only=self.convolved)
 
     def _convolutions(self):
-        return [part for layer in self.network.convolutions for part in layer.parameters()]
+        return [parameter for layer in self.network.convolutions for parameter in layer.parameters()]
 
     def describe_sum(self) -> str:
         """What the line on the exchange has of gradients: nothing of its own."""
@@ -109,4 +113,4 @@ class WorkerStep:
 
 def _within(rows, part):
     """Where the images of each worker lie in a part of the minibatch. rows: of each in the minibatch."""
-    return places_of([max(0, min(each.stop, part.stop) - max(each.start, part.start)) for each in rows])
+    return places_of([max(0, min(place.stop, part.stop) - max(place.start, part.start)) for place in rows])

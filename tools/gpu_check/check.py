@@ -109,7 +109,7 @@ class Check:
         if not self.stages:
             raise Refused(f"--only {' '.join(options.only)}: there is no such stage; --plan lists them")
         self.attempt = f"{time.time_ns():x}"  # for the journals: what failed in it isn't tried again in it
-        self.results, self.found, self.gpus = options.results.absolute(), {}, 0
+        self.results, self.entries, self.gpus = options.results.absolute(), {}, 0
         hashes = {reads: source_hash(ROOT, PRODUCT + reads) for reads in {stage.reads for stage in stages}}
         self.sources = {stage.name: hashes[stage.reads] for stage in stages}
 
@@ -135,7 +135,7 @@ class Check:
             ) from None
         unpack(self.home, self.device, self.results, self.options.earlier)
         if (self.home / STATE).exists():
-            self.found = json.loads((self.home / STATE).read_text(encoding="utf-8"))["stages"]
+            self.entries = json.loads((self.home / STATE).read_text(encoding="utf-8"))["stages"]
         replace(self.home / "environment.json", json.dumps(facts | {"commit": self.commit}, indent=1))
         self.save()
         try:
@@ -165,17 +165,17 @@ class Check:
     def state(self, stage):
         """Of a stage on these sources: "passed", "failed", "hung", "interrupted", "skipped", "running" (and nothing was
         heard of it since), "new"."""
-        entry = self.found.get(stage.name, {})
+        entry = self.entries.get(stage.name, {})
         return entry["state"] if entry.get("source") == self.sources[stage.name] else "new"
 
     def order(self):
         """What is to be done: what was not tried or was cut short, then what did not end well."""
-        left = [
+        stages = [
             stage
             for stage in self.stages
             if self.options.again or self.state(stage) != "passed" or self.forgotten(stage)
         ]
-        return sorted(left, key=lambda stage: self.state(stage) in ("failed", "hung", "running"))
+        return sorted(stages, key=lambda stage: self.state(stage) in ("failed", "hung", "running"))
 
     def forgotten(self, stage):
         """Whether this machine lacks what a stage did that has passed, perhaps on another."""
@@ -187,7 +187,7 @@ class Check:
 
     def guess(self, stage):
         """Seconds that it will take: by the last time if there was one, whatever the sources."""
-        entry = self.found.get(stage.name, {"state": "new"})
+        entry = self.entries.get(stage.name, {"state": "new"})
         if entry["state"] in ("passed", "failed"):
             return 1.2 * entry["seconds"] + 2
         return stage.limit if entry["state"] == "hung" else stage.seconds
@@ -208,33 +208,33 @@ class Check:
                 return f"it needs {name} GPUs, found {self.gpus}"
         return None
 
-    def note(self, stage, state, seconds, **more):
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.found[stage.name] = {
+    def note(self, stage, state, seconds, **details):
+        date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.entries[stage.name] = {
             "state": state,
             "source": self.sources[stage.name],
             "seconds": round(seconds, 1),
-            "date": now,
-        } | {key: value for key, value in more.items() if value}
+            "date": date,
+        } | {key: value for key, value in details.items() if value}
         self.save()
 
     def save(self):
-        state = {"device": self.device, "commit": self.commit, "stages": self.found}
+        state = {"device": self.device, "commit": self.commit, "stages": self.entries}
         replace(self.home / STATE, json.dumps(state, indent=1))
 
     # --- one stage
 
     def one(self, stage):
-        if why := self.lacks(stage):
-            print(f"== {stage.name}: skipped, {why}")
-            self.note(stage, "skipped", 0, why=why)
+        if reason := self.lacks(stage):
+            print(f"== {stage.name}: skipped, {reason}")
+            self.note(stage, "skipped", 0, why=reason)
             return
-        start, left = time.monotonic(), self.end - time.monotonic() - RESERVE
-        if self.guess(stage) > left:
+        start, seconds_left = time.monotonic(), self.end - time.monotonic() - RESERVE
+        if self.guess(stage) > seconds_left:
             return  # a shorter one may fit
         goes_on = self.state(stage) == "interrupted"
-        before = self.found[stage.name]["seconds"] if goes_on else 0
-        log, limit = self.home / "logs" / f"{stage.name}.log", min(stage.limit, left)
+        seconds_before = self.entries[stage.name]["seconds"] if goes_on else 0
+        log, limit = self.home / "logs" / f"{stage.name}.log", min(stage.limit, seconds_left)
         if not goes_on:
             log.unlink(missing_ok=True)
             for folder in ("scratch", "junit", "out"):
@@ -242,19 +242,19 @@ class Check:
         for folder in ("logs", "records", f"junit/{stage.name}", f"out/{stage.name}", f"scratch/{stage.name}"):
             (self.home / folder).mkdir(parents=True, exist_ok=True)
         print(f"== {stage.name}: {stage.why} (at most {limit:.0f} s)")
-        self.note(stage, "running", before)
+        self.note(stage, "running", seconds_before)
         self.pack()  # if the machine goes away now, this stage may be the reason
-        state, failed = "interrupted", []
+        state, failures = "interrupted", []
         try:
-            state, failed = self.run_stage(stage, log, start + limit)
+            state, failures = self.run_stage(stage, log, start + limit)
             if state == "hung" and limit < stage.limit:
                 state = "interrupted"  # not by its own limit: this command's minutes are over
         finally:
-            took = time.monotonic() - start
-            self.note(stage, state, before + took, failed=failed)
+            seconds = time.monotonic() - start
+            self.note(stage, state, seconds_before + seconds, failed=failures)
             self.pack()
             lines = log.read_text(errors="replace", encoding="utf-8").splitlines()[-3 if state == "passed" else -25 :]
-            print(*(f"   {line[:200]}" for line in lines), f"== {stage.name}: {state}, {took:.0f} s", sep="\n")
+            print(*(f"   {line[:200]}" for line in lines), f"== {stage.name}: {state}, {seconds:.0f} s", sep="\n")
 
     def run_stage(self, stage, log, end):
         """(state, tests that failed); of tests it takes as many processes as get behind those that kill them."""
@@ -267,19 +267,19 @@ class Check:
         file = self.home / f"{name}.journal"
 
         def read():
-            _, failed, died = journal.read(file, self.attempt)
-            return failed | died, died
+            _, failures, deaths = journal.read(file, self.attempt)
+            return failures | deaths, deaths
 
-        known, died = read()  # what another stage met isn't tried again here
+        old_failures, old_deaths = read()  # what another stage met isn't tried again here
         for number in range(PROCESSES):
             code = self.process(self.command(stage, file, number), stage, log, end)
-            bad, dead = read()
+            failures, deaths = read()
             if code is None:
-                return "hung", sorted(bad - known)
-            if dead == died and not (code == journal.LOST and bad - known):
+                return "hung", sorted(failures - old_failures)
+            if deaths == old_deaths and not (code == journal.LOST and failures - old_failures):
                 break
-            died = dead
-        return ("failed" if code or bad - known else "passed"), sorted(bad - known)
+            old_deaths = deaths
+        return ("failed" if code or failures - old_failures else "passed"), sorted(failures - old_failures)
 
     def command(self, stage, file=None, number=0):
         """The arguments of a stage's process, or of its stand-in; file: the journal."""
@@ -313,11 +313,11 @@ class Check:
             "scratch": self.home / "scratch" / stage.name,
             "records": self.home / "records",
         }
-        return [re.sub(r"\{(\w+)\}", lambda found: str(names[found[1]]), word) for word in command]
+        return [re.sub(r"\{(\w+)\}", lambda match: str(names[match[1]]), word) for word in command]
 
     def process(self, command, stage, log, end):
-        more = stage.environment | ({"OMP_NUM_THREADS": "1"} if workers_of(stage) else {})
-        return processes.run(command, log, end, more, self.pack)
+        env = stage.environment | ({"OMP_NUM_THREADS": "1"} if workers_of(stage) else {})
+        return processes.run(command, log, end, env, self.pack)
 
     def pack(self):
         try:
@@ -327,26 +327,29 @@ class Check:
 
     def summary(self):
         states = {stage.name: self.state(stage) for stage in self.stages}
-        bad = [name for name, state in states.items() if state in ("failed", "hung")]
-        left = [name for name, state in states.items() if state in ("new", "interrupted", "running")]
+        failures = [name for name, state in states.items() if state in ("failed", "hung")]
+        todo = [name for name, state in states.items() if state in ("new", "interrupted", "running")]
         counts = {state: list(states.values()).count(state) for state in states.values()}
         print("\n" + ", ".join(f"{count} {state}" for state, count in counts.items()))
         if self.options.rehearse:
-            print(*(f"{self.found[name]['seconds']:7.1f} s  {name}" for name in states if name in self.found), sep="\n")
-        for name in bad:
-            failed = self.found[name].get("failed", [])
-            print(f"{states[name]}: {name}", *(f"    {test}" for test in failed[:5]), sep="\n")
-            if len(failed) > 5:
-                print(f"    and {len(failed) - 5} more, in {STATE}")
-        if left:
-            print(f"left to do, by the same command: {', '.join(left)}")
+            print(
+                *(f"{self.entries[name]['seconds']:7.1f} s  {name}" for name in states if name in self.entries),
+                sep="\n",
+            )
+        for name in failures:
+            tests = self.entries[name].get("failed", [])
+            print(f"{states[name]}: {name}", *(f"    {test}" for test in tests[:5]), sep="\n")
+            if len(tests) > 5:
+                print(f"    and {len(tests) - 5} more, in {STATE}")
+        if todo:
+            print(f"left to do, by the same command: {', '.join(todo)}")
         print(f"results: {self.results}")
-        return 1 if bad else 3 if left else 0
+        return 1 if failures else 3 if todo else 0
 
 
 def stop(number, _):
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # what follows takes seconds
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)  # what follows takes seconds
     raise Signalled(signal.Signals(number).name)
 
 
@@ -360,14 +363,14 @@ def environment():
     """What the machine is, from a process that may import torch."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "facts.json"
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "gpu_check.facts", "environment", str(file)],
             text=True,
             capture_output=True,
             env=processes.surroundings(),
             encoding="utf-8",
         )
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise Refused(f"torch can't say what devices there are: {last}")
+        if process.returncode:
+            message = (process.stderr.strip().splitlines() or ["no word"])[-1]
+            raise Refused(f"torch can't say what devices there are: {message}")
         return json.loads(file.read_text(encoding="utf-8"))

@@ -43,18 +43,18 @@ def environment(file):
     import torch  # not the package, which may not be built yet
 
     devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    packages = sorted((str(one.metadata["Name"]), one.version) for one in importlib.metadata.distributions())
+    packages = sorted((str(dist.metadata["Name"]), dist.version) for dist in importlib.metadata.distributions())
     write(
         file,
         {
             "devices": [
                 {
-                    "name": one.name,
-                    "capability": [one.major, one.minor],
-                    "bytes": one.total_memory,
-                    "multiprocessors": one.multi_processor_count,
+                    "name": device.name,
+                    "capability": [device.major, device.minor],
+                    "bytes": device.total_memory,
+                    "multiprocessors": device.multi_processor_count,
                 }
-                for one in devices
+                for device in devices
             ],
             "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
             "torch": torch.__version__,
@@ -94,8 +94,10 @@ def build(file):
         "import json; from alexnet_mp.kernels import dispatch; print(dispatch.description()); "
         "print(json.dumps({'kernels': dispatch.built(), 'auto': dispatch.resolve('auto', 'cuda:0')}))"
     )
-    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, check=True, encoding="utf-8")
-    *lines, last = done.stdout.splitlines()
+    process = subprocess.run(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, check=True, encoding="utf-8"
+    )
+    *lines, last = process.stdout.splitlines()
     facts = json.loads(last)
     write(file, facts)
     print(*lines, sep="\n")
@@ -120,12 +122,12 @@ def roof(file):
         ("fp32", torch.float32, False),
     ):
         torch.backends.cuda.matmul.allow_tf32 = tf32
-        found = machine_limits.measure(device, dtype)
+        limits = machine_limits.measure(device, dtype)
         facts |= {
-            "copy_gb_per_s": max(found.bandwidth, facts.get("copy_gb_per_s", 0)),
-            "copy_bytes": found.copy_bytes,
-            f"{name}_tflop_per_s": found.tflops,
-            "product_rows": found.product,
+            "copy_gb_per_s": max(limits.bandwidth, facts.get("copy_gb_per_s", 0)),
+            "copy_bytes": limits.copy_bytes,
+            f"{name}_tflop_per_s": limits.tflops,
+            "product_rows": limits.product,
         }
     write(file, facts)
     print(json.dumps(facts))
@@ -135,25 +137,25 @@ def resources(file, library="kernels/compiled.so"):
     """Spills are LDL and STL instructions, or a stack above 0."""
     kernels, architecture, function = {}, "", ""
     for line in _cuobjdump("-res-usage", library):
-        if found := re.search(r"arch = (\w+)", line):
-            architecture = found[1]
-        elif found := re.search(r"Function (\S+):$", line):
-            function = found[1]
-        elif found := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line):
-            numbers = dict(zip(("registers", "stack", "shared"), map(int, found.groups()), strict=True))
+        if match := re.search(r"arch = (\w+)", line):
+            architecture = match[1]
+        elif match := re.search(r"Function (\S+):$", line):
+            function = match[1]
+        elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line):
+            numbers = dict(zip(("registers", "stack", "shared"), map(int, match.groups()), strict=True))
             kernels[f"{architecture} {function}"] = numbers | {"instructions": 0, "local": 0}
     for line in _cuobjdump("-sass", library):
-        if found := re.search(r"arch = (\w+)", line):
-            architecture = found[1]
-        elif found := re.search(r"Function : (\S+)", line):
-            function = found[1]
-        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", line):
-            if (kernel := kernels.get(f"{architecture} {function}")) and found[1] != "NOP":
+        if match := re.search(r"arch = (\w+)", line):
+            architecture = match[1]
+        elif match := re.search(r"Function : (\S+)", line):
+            function = match[1]
+        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", line):
+            if (kernel := kernels.get(f"{architecture} {function}")) and match[1] != "NOP":
                 kernel["instructions"] += 1
-                kernel["local"] += found[1] in ("LDL", "STL")
+                kernel["local"] += match[1] in ("LDL", "STL")
     write(file, kernels)
-    spilling = [name for name, facts in kernels.items() if facts["stack"] or facts["local"]]
-    print(f"{len(kernels)} kernels, {len(spilling)} with a stack or spills", *spilling)
+    spills = [name for name, facts in kernels.items() if facts["stack"] or facts["local"]]
+    print(f"{len(kernels)} kernels, {len(spills)} with a stack or spills", *spills)
     return 0 if kernels else 1
 
 
@@ -186,16 +188,16 @@ def profiled(path, gpus):
         print("no profile was written")
         return False
     tables = {table["device"]: table for table in json.loads(path.read_text(encoding="utf-8"))["tables"]}
-    wanted = {name if name == "cpu" else f"cuda:{name}" for name in gpus.split(",")}
-    wrong = [f"{device}: no table" for device in sorted(wanted - tables.keys())]
+    devices = {name if name == "cpu" else f"cuda:{name}" for name in gpus.split(",")}
+    problems = [f"{device}: no table" for device in sorted(devices - tables.keys())]
     for device, table in tables.items():
-        found = {row["row"]: row for row in table["rows"]}
+        rows = {row["row"]: row for row in table["rows"]}
         layers = (*(f"conv{number}" for number in range(1, 6)), "fc6", "fc7")
         for name in (*layers, "fc8") if "a" in table["towers"] else layers:
-            if not (name in found and found[name]["forward_ms"] and found[name]["backward_ms"]):
-                wrong.append(f"{device}: no milliseconds of {name}")
-    print(*wrong, sep="\n")
-    return not wrong
+            if not (name in rows and rows[name]["forward_ms"] and rows[name]["backward_ms"]):
+                problems.append(f"{device}: no milliseconds of {name}")
+    print(*problems, sep="\n")
+    return not problems
 
 
 def main():

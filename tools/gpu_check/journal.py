@@ -30,19 +30,20 @@ def pytest_addoption(parser):
 
 
 def read(path, attempt):
-    """(passed, failed, died): sets of node ids; failed and died in this attempt, died: begun, and never ended."""
-    passed, failed, died = set(), set(), set()
+    """(passes, failures, deaths): sets of node ids. Failures and deaths are of this attempt; a death is a
+    test that began and never ended."""
+    passes, failures, deaths = set(), set(), set()
     for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else ():
         word, _, rest = line.partition(" ")
         when, _, test = rest.partition(" ")
         if not test:
             continue  # the process died while it wrote the line
         if word == "passed":
-            passed.add(test)
+            passes.add(test)
         if when == attempt:
-            (failed.add if word == "failed" else failed.discard)(test)
-            (died.add if word == "begun" else died.discard)(test)
-    return passed, failed - passed, died - passed
+            (failures.add if word == "failed" else failures.discard)(test)
+            (deaths.add if word == "begun" else deaths.discard)(test)
+    return passes, failures - passes, deaths - passes
 
 
 def pytest_configure(config):
@@ -68,10 +69,10 @@ def pytest_configure_node(node):
 
 def pytest_collection_modifyitems(config, items):
     gpu_only = config.getoption("gpu_only")
-    gone = [item for item in items if item.nodeid in config.left_out or (gpu_only and not _needs_gpu(item))]
-    if gone:
-        config.hook.pytest_deselected(items=gone)
-        items[:] = [item for item in items if item not in set(gone)]
+    exclusions = [item for item in items if item.nodeid in config.left_out or (gpu_only and not _needs_gpu(item))]
+    if exclusions:
+        config.hook.pytest_deselected(items=exclusions)
+        items[:] = [item for item in items if item not in set(exclusions)]
 
 
 def _needs_gpu(item):

@@ -48,8 +48,8 @@ def missing(root):
     project, build = file["project"], " ".join(file["build-system"]["requires"])
     extras = project["optional-dependencies"]
     names = [re.match(r"[\w.-]+", text)[0] for text in (*project["dependencies"], *extras["gpu"], *extras["test"])]
-    absent = [name for name in names if not importable(MODULES.get(name, name.replace("-", "_")))]
-    return absent + (["setuptools"] if _setuptools() < int(re.search(r"setuptools>=(\d+)", build)[1]) else [])
+    missing_names = [name for name in names if not importable(MODULES.get(name, name.replace("-", "_")))]
+    return missing_names + (["setuptools"] if _setuptools() < int(re.search(r"setuptools>=(\d+)", build)[1]) else [])
 
 
 def _setuptools():
@@ -68,7 +68,7 @@ def bring(root, wheels=None):
     if wheels and not wheels.is_dir():
         raise Refused(f"--wheels {wheels}: there is no such folder")
     for name in missing(root) if wheels else ():  # one by one: what one of them lacks is no reason to lack the others
-        done = subprocess.run(
+        process = subprocess.run(
             [
                 sys.executable,
                 "-m",
@@ -86,14 +86,14 @@ def bring(root, wheels=None):
             text=True,
             encoding="utf-8",
         )
-        if done.returncode:
-            print(f"{name} was not installed from {wheels}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
-    absent = missing(root)
-    if not absent:
+        if process.returncode:
+            print(f"{name} was not installed from {wheels}: {(process.stderr.strip().splitlines() or ['no word'])[-1]}")
+    missing_names = missing(root)
+    if not missing_names:
         return ""
-    if needed := [name for name in absent if name not in LOST]:
-        raise Refused(f"not installed: {', '.join(needed)}, and nothing starts without; {_how(needed)}")
-    return f"not installed: {', '.join(f'{name} ({LOST[name]})' for name in absent)}; {_how(absent)}"
+    if essentials := [name for name in missing_names if name not in LOST]:
+        raise Refused(f"not installed: {', '.join(essentials)}, and nothing starts without; {_how(essentials)}")
+    return f"not installed: {', '.join(f'{name} ({LOST[name]})' for name in missing_names)}; {_how(missing_names)}"
 
 
 def _how(names):

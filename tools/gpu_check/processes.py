@@ -14,11 +14,11 @@ GRACE = 10  # seconds for a process to end when it is asked
 BEAT = 60  # seconds between two looks at a process
 
 
-def run(command: Sequence[str], log: Path, end: float, more: Mapping[str, str], beat: Callable[[], None]) -> int | None:
+def run(command: Sequence[str], log: Path, end: float, env: Mapping[str, str], beat: Callable[[], None]) -> int | None:
     """The status of a process; None if `end`, of `time.monotonic`, came first. Nothing of it, and of what it has
     started, is left.
 
-    log: to which its output is added. more: variables. beat() is called every `BEAT` seconds."""
+    log: to which its output is added. env: more variables. beat() is called every `BEAT` seconds."""
     with open(log, "ab") as file:
         file.write(f"$ {' '.join(command)}\n".encode())
         file.flush()
@@ -29,16 +29,16 @@ def run(command: Sequence[str], log: Path, end: float, more: Mapping[str, str], 
                 stdout=file,
                 stderr=file,
                 cwd=ROOT,
-                env=surroundings(more),
+                env=surroundings(env),
                 process_group=0,
             )
         except OSError as error:
             file.write(f"{error}\n".encode())
             return 127
         try:
-            while (left := end - time.monotonic()) > 0:
+            while (seconds := end - time.monotonic()) > 0:
                 try:
-                    return process.wait(min(BEAT, left))
+                    return process.wait(min(BEAT, seconds))
                 except subprocess.TimeoutExpired:
                     beat()
             return None
@@ -61,7 +61,7 @@ def _kill(process):
             pass  # after SIGKILL: in a driver that doesn't return; the device is lost, but what was found is packed
 
 
-def surroundings(more: Mapping[str, str] | None = None) -> dict[str, str]:
+def surroundings(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """The variables of a process."""
     path = os.pathsep.join(filter(None, (str(ROOT / "tools"), os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path} | (more or {})
+    return os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path} | (env or {})

@@ -20,12 +20,12 @@ class Refused(Exception):
 def replace(path, content):
     """Write a file, text or bytes, in one go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    with open(new, "wb") as file:
+    draft = path.with_name(f".{path.name}.new")
+    with open(draft, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(new, path)
+    os.replace(draft, path)
 
 
 def pack(home, results):
@@ -39,11 +39,11 @@ def pack(home, results):
                 try:
                     if not path.is_file() or path.stat().st_size > MOST:
                         continue
-                    content, changed = path.read_bytes(), path.stat().st_mtime
+                    content, mtime = path.read_bytes(), path.stat().st_mtime
                 except FileNotFoundError:
                     continue  # a stage is at work
                 member = tarfile.TarInfo(str(path.relative_to(home)))
-                member.size, member.mtime = len(content), int(changed)
+                member.size, member.mtime = len(content), int(mtime)
                 tar.addfile(member, io.BytesIO(content))
     replace(results / ARCHIVE, buffer.getvalue())
     replace(results / STATE, (home / STATE).read_bytes())
@@ -62,14 +62,14 @@ def unpack(home, device, results, earlier):
     for archive in filter(Path.exists, places):
         try:
             with tarfile.open(archive) as tar:
-                its = json.load(tar.extractfile(STATE))["device"]
-                if its == device and not (home / STATE).exists():
+                origin = json.load(tar.extractfile(STATE))["device"]
+                if origin == device and not (home / STATE).exists():
                     tar.extractall(home, filter="data")
                     print(f"going on from {archive}")
         except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
             raise Refused(f"{archive} can't be read ({error}); move it away, or name another") from None
-        if its != device:
-            raise Refused(f"{archive} is of the device {its}, this is {device}; name another folder")
+        if origin != device:
+            raise Refused(f"{archive} is of the device {origin}, this is {device}; name another folder")
 
 
 def shorten(log):
@@ -81,12 +81,12 @@ def shorten(log):
 
 def source_hash(root, names):
     """Of all files in these folders, with their names; not of what is built from them, or measured with them."""
-    found = hashlib.sha1()
+    digest = hashlib.sha1()
     for name in names:
         for path in sorted([root / name] if (root / name).is_file() else (root / name).rglob("*")):
             if path.is_file() and path.suffix not in (".so", ".pyc", ".json"):
-                found.update(f"{path.relative_to(root)} {hashlib.sha1(path.read_bytes()).hexdigest()}\n".encode())
-    return found.hexdigest()
+                digest.update(f"{path.relative_to(root)} {hashlib.sha1(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def source_commit(root):

@@ -50,7 +50,7 @@ class Stage:
 
 def table():
     """Every stage, in order."""
-    wide, rest = test_files()
+    gpu_files, rest = test_files()
     return [
         Stage(
             "build",
@@ -148,7 +148,7 @@ def table():
                 guess=LONG_FILES.get(path.stem, FILE),
                 workers=12,
             )
-            for path in wide
+            for path in gpu_files
         ),
         speed("lrn-pool-fp32-b128", "what the paper computed in", maps("fp32", "b128", "not compile"), guess=(40, 300)),
         speed(
@@ -202,24 +202,24 @@ def facts(*arguments):
     return ("{python}", "-m", "gpu_check.facts", *arguments)
 
 
-def tests(name, why, *arguments, guess, **more):
+def tests(name, why, *arguments, guess, **fields):
     """Tests, but for those that have passed in an earlier stage."""
     command = ("{python}", "-m", "pytest", "-q", *arguments)
-    return Stage(name, why, command, *guess, ("tests",), journal="tests", **more)
+    return Stage(name, why, command, *guess, ("tests",), journal="tests", **fields)
 
 
-def speed(name, why, selection, *more, guess, needs=()):
+def speed(name, why, selection, *arguments, guess, needs=()):
     """Benchmarks, into a record."""
     record = ("{python}", "benchmarks/record.py", "--records", "{records}", "--name", name, "--commit", "{commit}")
-    chosen = ("-q", "-k", selection, *more)
+    options = ("-q", "-k", selection, *arguments)
     return Stage(
         name,
         why,
-        (*record, *chosen),
+        (*record, *options),
         *guess,
         ("benchmarks",),
         needs,
-        rehearsal=("{python}", "-m", "pytest", "benchmarks", "--benchmark-only", *chosen, "--collect-only"),
+        rehearsal=("{python}", "-m", "pytest", "benchmarks", "--benchmark-only", *options, "--collect-only"),
     )
 
 
@@ -228,13 +228,13 @@ def maps(*words):
     return " and ".join(("test_lrn_pool", "cuda", "channels_last", *words))
 
 
-def train(name, why, gpus, *more, seconds, needs=()):
+def train(name, why, gpus, *arguments, seconds, needs=()):
     """The small network on the embedded pictures, to the end, from its newest checkpoint. It has to learn them."""
     run = facts("train", "{scratch}/run", "{out}", "--recipe", "mini", "--data", "builtin", "--resume", "auto")
     return Stage(
         name,
         why,
-        (*run, "--gpus", gpus, *more),
+        (*run, "--gpus", gpus, *arguments),
         seconds,
         300,
         (),
@@ -249,26 +249,26 @@ def sanitizer(tool):
     Errors of the API are no findings: torch and Triton ask for what may not be there, and look at the answer. Without
     torch's cache every tensor is an allocation of its own, whose ends are watched.
     """
-    once = ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider", *named("test_kernels_once"), "--gpu-only")
-    watched = ("compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9", *once)
+    suite = ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider", *named("test_kernels_once"), "--gpu-only")
+    command = ("compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9", *suite)
     return Stage(
         tool,
         "slow, and nothing waits for it",
-        watched,
+        command,
         120,
         420,
         ("tests",),
         ("program:compute-sanitizer",),
         journal=tool,
-        rehearsal=(*once, "--collect-only"),
+        rehearsal=(*suite, "--collect-only"),
         environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     )
 
 
 def named(*stems):
     """Files of tests, wherever in tests/ they are."""
-    found = {path.stem: str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
-    return [found[stem] for stem in stems]
+    paths = {path.stem: str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+    return [paths[stem] for stem in stems]
 
 
 def test_files():
@@ -277,8 +277,8 @@ def test_files():
         path.stem: bool(re.search('(skip|reason).*(GPU|CUDA)|"cuda" if (torch|GPU)', path.read_text(encoding="utf-8")))
         for path in (ROOT / "tests").rglob("*.py")
     }
-    wide, rest = [], []
+    gpu_files, rest = [], []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        imported = re.findall(r"^(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        (wide if any(uses.get(name) for name in (path.stem, *imported)) else rest).append(path.relative_to(ROOT))
-    return sorted(wide, key=lambda path: LONG_FILES.get(path.stem, FILE)), rest
+        imports = re.findall(r"^(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        (gpu_files if any(uses.get(name) for name in (path.stem, *imports)) else rest).append(path.relative_to(ROOT))
+    return sorted(gpu_files, key=lambda path: LONG_FILES.get(path.stem, FILE)), rest

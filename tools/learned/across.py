@@ -23,51 +23,51 @@ def arms(networks: Sequence[tuple[str, dict]]) -> list[list[tuple[str, dict]]]:
             key = record["recipe"], record["arm"], record["data"]["description"]
             groups.setdefault(key, {})[record["weights"]] = directory, record
     return [
-        sorted(some.values(), key=lambda one: (one[1]["seed"], one[1]["run"]))
-        for some in groups.values()
-        if len(some) > 1
+        sorted(group.values(), key=lambda network: (network[1]["seed"], network[1]["run"]))
+        for group in groups.values()
+        if len(group) > 1
     ]
 
 
-def path_of(folder: Path, some: Sequence[tuple[str, dict]]) -> Path:
+def path_of(folder: Path, group: Sequence[tuple[str, dict]]) -> Path:
     """Where the record of a group of `arms` is: the name has the recipe, the arm, and which data set it is."""
-    record = some[0][1]
+    record = group[0][1]
     data = hashlib.sha256(json.dumps(record["data"], sort_keys=True).encode()).hexdigest()[:8]
     return folder / f"across-{'-'.join((record['recipe'] + ' ' + record['arm']).split())}-{data}.json"
 
 
-def has(path: Path, some: Sequence[tuple[str, dict]], pictures: int) -> bool:
+def has(path: Path, group: Sequence[tuple[str, dict]], pictures: int) -> bool:
     """Whether a record has these networks, perhaps with others, on so many pictures."""
     if not path.exists():
         return False
     record = json.loads(path.read_text(encoding="utf-8"))
-    weights = {one["weights"] for one in record["runs"]}
+    weights = {run["weights"] for run in record["runs"]}
     same = record["format"] == FORMAT and record["pictures"] == pictures
-    return same and record["data"] == some[0][1]["data"] and {one["weights"] for _, one in some} <= weights
+    return same and record["data"] == group[0][1]["data"] and {entry["weights"] for _, entry in group} <= weights
 
 
-def measure_across(some: Sequence[tuple[str, dict]], options: argparse.Namespace) -> dict:
+def measure_across(group: Sequence[tuple[str, dict]], options: argparse.Namespace) -> dict:
     """The record of a group of `arms`: CKA of each two of all towers at each layer, as [tower, tower, CKA]. Towers are
     numbered in the order of the runs, a before b: 2i and 2i + 1 are those of run i."""
-    seen, first = [], some[0][1]
-    with progress("towers of several seeds", len(some)) as advance:
-        for directory, _ in some:
-            network, found, data = opened(directory, options)
-            seen.append(represented(network, found.statistics, data.splits["val"], options.pictures))
+    representations, first = [], group[0][1]
+    with progress("towers of several seeds", len(group)) as advance:
+        for directory, _ in group:
+            network, run, data = opened(directory, options)
+            representations.append(represented(network, run.statistics, data.splits["val"], options.pictures))
             advance(1)
-    if len({one.pictures for one in seen}) > 1:
-        raise UserError(f"{some[0][0]} and the others of its arm can't be shown the same number of pictures")
+    if len({representation.pictures for representation in representations}) > 1:
+        raise UserError(f"{group[0][0]} and the others of its arm can't be shown the same number of pictures")
     return {
         "format": FORMAT,
         "arm": first["arm"],
         "recipe": first["recipe"],
-        "runs": [{name: one[name] for name in ("run", "seed", "step", "weights")} for _, one in some],
+        "runs": [{name: record[name] for name in ("run", "seed", "step", "weights")} for _, record in group],
         "data": first["data"],
         "pictures": options.pictures,
-        **made([directory for directory, _ in some], options),
-        "n": seen[0].pictures,
+        **made([directory for directory, _ in group], options),
+        "n": representations[0].pictures,
         "layers": [
             {"layer": layer, "cka": [[a, b, value] for (a, b), value in values.items()]}
-            for layer, values in between_towers(seen).items()
+            for layer, values in between_towers(representations).items()
         ],
     }

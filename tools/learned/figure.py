@@ -26,9 +26,9 @@ def draw(records: Sequence[dict]) -> "Figure":
         groups.setdefault(record["data"]["description"], []).append(record)
     arms = by_arm(max(groups.values(), key=len))
     places, place = [], 0.0
-    for some in arms.values():
-        places.append([place + number for number in range(len(some))])
-        place += len(some) + 0.8
+    for sample in arms.values():
+        places.append([place + number for number in range(len(sample))])
+        place += len(sample) + 0.8
     figure = Figure(figsize=(INCHES, 1.55 + 0.3 * place), layout="constrained", facecolor="white")
     panels = figure.subplots(1, 3, sharey=True)
     titles = ("answers kept without colour", "answers kept by colour alone", "harm with a tower off")
@@ -38,22 +38,23 @@ def draw(records: Sequence[dict]) -> "Figure":
         panel.tick_params(labelsize=11)
         panel.tick_params(axis="y", length=0)
         panel.spines[["top", "right", "left"]].set_visible(False)
-    for some, rows in zip(arms.values(), places):
-        for one, row in zip(some, rows):
-            kept = one["colour"]["kept"]
-            _dumbbell(panels[0], row, kept["grey"])
-            _dumbbell(panels[1], row, kept["colour alone"])
-            first = first_meeting(one)
-            _dumbbell(panels[2], row, [points(lesion) for lesion in first])
+    for sample, rows in zip(arms.values(), places):
+        for network, row in zip(sample, rows):
+            shares = network["colour"]["kept"]
+            _dumbbell(panels[0], row, shares["grey"])
+            _dumbbell(panels[1], row, shares["colour alone"])
+            lesions = first_meeting(network)
+            _dumbbell(panels[2], row, [points(lesion) for lesion in lesions])
     for panel in panels[:2]:
         panel.set(xlim=(-3, 103), xlabel="% of the answers by what a tower sees")
-    met = dict.fromkeys(first_meeting(one)[0]["place"] for some in arms.values() for one in some)
-    panels[2].set(xlabel=f"points of top-1 error, off at {' or '.join(met)}")
+    meetings = dict.fromkeys(first_meeting(network)[0]["place"] for sample in arms.values() for network in sample)
+    panels[2].set(xlabel=f"points of top-1 error, off at {' or '.join(meetings)}")
     panels[2].set_xlim(left=min(0, panels[2].get_xlim()[0]))
     for panel in panels:
         panel.xaxis.label.set_size(11)
     panels[0].set_yticks(
-        [row for rows in places for row in rows], [f"seed {one['seed']}" for some in arms.values() for one in some]
+        [row for rows in places for row in rows],
+        [f"seed {network['seed']}" for sample in arms.values() for network in sample],
     )
     panels[0].set_ylim(place - 1.0, -1.1)
     for arm, rows in zip(arms, places):

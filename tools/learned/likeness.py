@@ -13,32 +13,36 @@ from .words import Answer, by_name, listed, numbers, seeds, span, table
 
 def alike(records: Sequence[dict]) -> Answer | None:
     """Do the towers see alike?"""
-    two = of_two_towers(records)
-    if not two:
+    networks = of_two_towers(records)
+    if not networks:
         return None
-    looks = {(one["run"], each["layer"]): each["p"] for one in two for each in one["similarity"]["dealt"]}
+    looks = {(record["run"], look["layer"]): look["p"] for record in networks for look in record["similarity"]["dealt"]}
     p = corrected(looks)
     rows, answers = [], []
-    for arm, some in by_arm(two).items():
-        told = []
+    for arm, sample in by_arm(networks).items():
+        phrases = []
         # a layer of which a tower says the same of all pictures is not in its network's record
-        for layer in dict.fromkeys(each["layer"] for one in some for each in one["similarity"]["layers"]):
-            own, dealt = (
-                {one["run"]: found for one in some if (found := by_name(one["similarity"][part], "layer", layer))}
+        for layer in dict.fromkeys(look["layer"] for record in sample for look in record["similarity"]["layers"]):
+            towers, deals = (
+                {
+                    record["run"]: entry
+                    for record in sample
+                    if (entry := by_name(record["similarity"][part], "layer", layer))
+                }
                 for part in ("layers", "dealt")
             )
-            cka = span(over_seeds([found["cka"] for found in own.values()]), 2)
-            if dealt:
-                halves = over_seeds([found["halves"][1] for found in dealt.values()])
-                hits = sum(p[run, layer] <= LEVEL for run in dealt)
-                without = "" if len(dealt) == len(some) else f" (of {len(dealt)} with a CKA)"
-                told.append(f"{layer} in {hits}{without}")
-                rows.append([arm, layer, cka, span(halves, 2), f"{hits} of {len(dealt)}"])
+            cka = span(over_seeds([entry["cka"] for entry in towers.values()]), 2)
+            if deals:
+                halves = over_seeds([entry["halves"][1] for entry in deals.values()])
+                hits = sum(p[run, layer] <= LEVEL for run in deals)
+                remark = "" if len(deals) == len(sample) else f" (of {len(deals)} with a CKA)"
+                phrases.append(f"{layer} in {hits}{remark}")
+                rows.append([arm, layer, cka, span(halves, 2), f"{hits} of {len(deals)}"])
             else:
                 rows.append([arm, layer, cka, "-", "-"])
-        if told:
-            answers.append(f"{arm}: less alike than random halves at {', '.join(told)} of {seeds(some)}")
-    n = sorted({one["similarity"]["n"] for one in two})
+        if phrases:
+            answers.append(f"{arm}: less alike than random halves at {', '.join(phrases)} of {seeds(sample)}")
+    n = sorted({record["similarity"]["n"] for record in networks})
     return (
         "Do the towers see alike?",
         answers,
@@ -53,28 +57,28 @@ def of_other_seeds(records: Sequence[dict], across: Sequence[dict]) -> Answer | 
     """Are the towers of a network more alike than towers of other seeds?"""
     if not across:
         return None
-    across = sorted(across, key=lambda one: ARMS.index(one["arm"]))
+    across = sorted(across, key=lambda record: ARMS.index(record["arm"]))
     one_recipe = len({record["recipe"] for record in across}) == 1
     values = {
-        (number, each["layer"]): {(a, b): value for a, b, value in each["cka"]}
+        (number, entry["layer"]): {(a, b): value for a, b, value in entry["cka"]}
         for number, record in enumerate(across)
-        for each in record["layers"]
+        for entry in record["layers"]
     }
     looks = {look: across_of(of_pairs)[2] for look, of_pairs in values.items()}
     p = corrected(looks)
-    brightness = {one["weights"]: brightness_tower(one) for one in of_two_towers(records)}
+    brightness = {record["weights"]: brightness_tower(record) for record in of_two_towers(records)}
     rows, answers = [], []
     for number, record in enumerate(across):
         arm = record["arm"] if one_recipe else f"{record['arm']}, {record['recipe']}"
-        sorts, differing = _sorts(record, brightness), {"more": [], "less": []}
-        for layer in (each["layer"] for each in record["layers"]):
+        sorts, differences = _sorts(record, brightness), {"more": [], "less": []}
+        for layer in (entry["layer"] for entry in record["layers"]):
             look = number, layer
-            own, others, *of_sorts = (over_seeds(some) if some else None for some in _by_sort(values[look], sorts))
+            within, between, *of_sorts = (over_seeds(ckas) if ckas else None for ckas in _by_sort(values[look], sorts))
             if p[look] is not None and p[look] <= LEVEL:
-                differing["more" if own.mean > others.mean else "less"].append(layer)
-            spans = ["-" if found is None else span(found, 2) for found in (own, others, *of_sorts)]
+                differences["more" if within.mean > between.mean else "less"].append(layer)
+            spans = ["-" if summary is None else span(summary, 2) for summary in (within, between, *of_sorts)]
             rows.append([arm, layer, *spans, _p(looks[look]), _p(p[look])])
-        answers.append(_answer(arm, len(record["runs"]), differing, len(p)))
+        answers.append(_answer(arm, len(record["runs"]), differences, len(p)))
     n = sorted({record["n"] for record in across})
     return (
         "Are the towers of a network more alike than towers of other seeds?",
@@ -92,28 +96,28 @@ def of_other_seeds(records: Sequence[dict], across: Sequence[dict]) -> Answer | 
 def _sorts(record, brightness):
     """Of every tower, whether it is the brightness tower of its network; None where that is not known. brightness:
     {weights: which tower it is}."""
-    of_runs = [brightness.get(one["weights"]) for one in record["runs"]]
-    return [None if found is None else tower == found for found in of_runs for tower in (0, 1)]
+    of_runs = [brightness.get(run["weights"]) for run in record["runs"]]
+    return [None if index is None else tower == index for index in of_runs for tower in (0, 1)]
 
 
 def _by_sort(values, sorts):
     """The CKA of the two towers of a network, and of two towers of different ones: of all, of two towers of one sort,
     and of both sorts. values: {(tower, larger tower): CKA}."""
-    own, others, same, mixed = [], [], [], []
+    within, between, same_sort, mixed_sorts = [], [], [], []
     for (a, b), value in values.items():
         if a // 2 == b // 2:
-            own.append(value)
+            within.append(value)
             continue
-        others.append(value)
+        between.append(value)
         if None not in (sorts[a], sorts[b]):
-            (same if sorts[a] == sorts[b] else mixed).append(value)
-    return own, others, same, mixed
+            (same_sort if sorts[a] == sorts[b] else mixed_sorts).append(value)
+    return within, between, same_sort, mixed_sorts
 
 
-def _answer(arm, count, differing, looks):
-    """Of an arm of `count` networks. differing: {"more" or "less": layers}; looks: how many p is corrected for."""
-    told = [f"{word} alike at {listed(layers)}" for word, layers in differing.items() if layers]
-    answer = f"{arm}: {', '.join(told) or 'not told apart at any layer'}, of {count} networks"
+def _answer(arm, count, differences, looks):
+    """Of an arm of `count` networks. differences: {"more" or "less": layers}; looks: how many p is corrected for."""
+    phrases = [f"{word} alike at {listed(layers)}" for word, layers in differences.items() if layers]
+    answer = f"{arm}: {', '.join(phrases) or 'not told apart at any layer'}, of {count} networks"
     if count <= MOST_NETWORKS and looks / ways(count) > LEVEL:
         answer += f"; so few can't tell, p is 1/{ways(count):,} at best, and corrected for {looks} looks"
     return answer

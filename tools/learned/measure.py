@@ -36,26 +36,30 @@ BATCH = 100  # pictures that are represented at once
 
 def measure(directory: str, options: argparse.Namespace) -> dict:
     """The record of a run's newest checkpoint: plain values."""
-    network, found, data = opened(directory, options)
-    recipe, statistics = found.recipe, found.statistics
+    network, run, data = opened(directory, options)
+    recipe, statistics = run.recipe, run.statistics
     split, words = (data.splits["val"], in_words(data.classes, data.class_names or data.classes, options.synsets))
     count = options.pictures
-    some, many, few = (evenly(len(split), number) for number in (count, 10 * count, max(1, count // 2)))
-    of = network, statistics, split
+    sample, large_sample, small_sample = (
+        evenly(len(split), number) for number in (count, 10 * count, max(1, count // 2))
+    )
+    context = network, statistics, split
 
-    def measured(what, function, numbers, times=1, **more):
+    def analyse(what, function, numbers, times=1, **more):
         with progress(what, times * len(numbers)) as advance:
-            return function(*of, numbers, advance=advance, **more)
+            return function(*context, numbers, advance=advance, **more)
 
     towers = recipe.towers == 2
     kernels, _ = first_layer(directory)
     return {
-        **_of_run(directory, found, recipe, data, options),
-        "lesions": of_lesions(measured("lesions", lesions, some)),
-        "sight": [of_seen(one) for one in measured("altered pictures", sight, some, len(ALTERATIONS))],
-        "colour": of_colour(measured("colour", colour_division, few, 3, draws=options.deals)) if towers else None,
-        "classes": of_leanings(measured("classes", class_leanings, many), words) if towers else None,
-        "similarity": of_similarity(represented(*of, count, with_maps=True), recipe) if towers else None,
+        **_of_run(directory, run, recipe, data, options),
+        "lesions": of_lesions(analyse("lesions", lesions, sample)),
+        "sight": [of_seen(view) for view in analyse("altered pictures", sight, sample, len(ALTERATIONS))],
+        "colour": of_colour(analyse("colour", colour_division, small_sample, 3, draws=options.deals))
+        if towers
+        else None,
+        "classes": of_leanings(analyse("classes", class_leanings, large_sample), words) if towers else None,
+        "similarity": of_similarity(represented(*context, count, with_maps=True), recipe) if towers else None,
         "first_layer": of_first_layer(kernels, recipe.towers),
         "growth": of_growth(directory) if towers else None,
     }
@@ -63,11 +67,11 @@ def measure(directory: str, options: argparse.Namespace) -> dict:
 
 def opened(directory: str, options: argparse.Namespace) -> tuple[TwoTowerAlexNet, Trained, DataSet]:
     """A run's network in test mode, what it was trained on, and the data set that is shown to it."""
-    network, found = load_run(directory, "cpu", "auto")
-    data = open_dataset(options.data or found.source, found.recipe.stored_size, ("val",))
-    if list(data.classes) != found.classes:
+    network, run = load_run(directory, "cpu", "auto")
+    data = open_dataset(options.data or run.source, run.recipe.stored_size, ("val",))
+    if list(data.classes) != run.classes:
         raise UserError(f"{directory} was trained on other classes than {options.data} has")
-    return network, found, data
+    return network, run, data
 
 
 def represented(
@@ -80,15 +84,15 @@ def represented(
     return represent(network, pipeline, "given", BATCH, with_maps)
 
 
-def _of_run(directory, found, recipe, data, options):
-    data_name = options.data or found.source
+def _of_run(directory, run, recipe, data, options):
+    data_name = options.data or run.source
     return {
         "format": FORMAT,
         "run": Path(directory).resolve().name,
         "arm": arm(recipe),
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "step": int(found.checkpoint.name.rpartition("_")[2]),
+        "step": int(run.checkpoint.name.rpartition("_")[2]),
         "weights": digest(directory),
         "data": {
             "description": data.description.replace(data_name, Path(data_name).name),
@@ -121,11 +125,11 @@ def arm(recipe: Recipe) -> str:
 
 def digest(directory: str) -> str:
     """Which weights the newest checkpoint of a run has: the first 16 digits of a SHA-256."""
-    found = trained(directory, with_weights=True)
-    together = hashlib.sha256()
-    for name in sorted(found.weights):
-        together.update(name.encode() + found.weights[name].numpy().tobytes())
-    return together.hexdigest()[:16]
+    run = trained(directory, with_weights=True)
+    checksum = hashlib.sha256()
+    for name in sorted(run.weights):
+        checksum.update(name.encode() + run.weights[name].numpy().tobytes())
+    return checksum.hexdigest()[:16]
 
 
 # --- what was found, as plain values
@@ -135,13 +139,13 @@ def of_comparison(change: Comparison) -> dict:
     return {"n": change.n, "only_a": change.only_a, "only_b": change.only_b, "p": change.p}
 
 
-def of_lesions(found: Lesions) -> dict:
+def of_lesions(effects: Lesions) -> dict:
     return {
-        "n": found.n,
-        "error": found.error,
-        "towers": [_of_lesion(lesion) for lesion in found.towers],
-        "links": [_of_lesion(lesion) for lesion in found.links],
-        "contrasts": [{"place": each.place, **of_comparison(each.change)} for each in found.contrasts],
+        "n": effects.n,
+        "error": effects.error,
+        "towers": [_of_lesion(lesion) for lesion in effects.towers],
+        "links": [_of_lesion(lesion) for lesion in effects.links],
+        "contrasts": [{"place": contrast.place, **of_comparison(contrast.change)} for contrast in effects.contrasts],
     }
 
 
@@ -157,50 +161,51 @@ def _of_lesion(lesion: Lesion):
     }
 
 
-def of_seen(seen: Seen) -> dict:
-    compared = of_comparison(seen.change) if seen.change else {"n": seen.n}
-    return {"pictures": seen.pictures, "errors": seen.errors, **compared}
+def of_seen(view: Seen) -> dict:
+    comparison = of_comparison(view.change) if view.change else {"n": view.n}
+    return {"pictures": view.pictures, "errors": view.errors, **comparison}
 
 
-def of_colour(found: ColourDivision) -> dict:
+def of_colour(colours: ColourDivision) -> dict:
     return {
-        "n": found.n,
-        "kept": {name: list(of_towers) for name, of_towers in found.kept.items()},
-        "contrast": found.contrast,
-        "p": found.p,
-        "halves": sorted(round(half, 2) for half in found.halves),
-        "p_halves": found.p_halves,
+        "n": colours.n,
+        "kept": {name: list(of_towers) for name, of_towers in colours.kept.items()},
+        "contrast": colours.contrast,
+        "p": colours.p,
+        "halves": sorted(round(half, 2) for half in colours.halves),
+        "p_halves": colours.p_halves,
     }
 
 
-def of_leanings(found: Leanings, words: list[str]) -> dict:
+def of_leanings(leanings: Leanings, words: list[str]) -> dict:
     """Each class as [its words, pictures, right by what tower a sees alone, by what tower b sees alone, p]."""
     return {
-        "n": found.n,
-        "spread": found.spread,
-        "by_chance": found.by_chance,
-        "p": found.p,
+        "n": leanings.n,
+        "spread": leanings.spread,
+        "by_chance": leanings.by_chance,
+        "p": leanings.p,
         "classes": [
-            [words[one.label], one.change.n, one.change.only_a, one.change.only_b, one.change.p]
-            for one in found.classes
+            [words[leaning.label], leaning.change.n, leaning.change.only_a, leaning.change.only_b, leaning.change.p]
+            for leaning in leanings.classes
         ],
     }
 
 
-def of_similarity(seen: Representation, recipe: Recipe) -> dict:
+def of_similarity(representation: Representation, recipe: Recipe) -> dict:
     return {
-        "n": seen.pictures,
+        "n": representation.pictures,
         "layers": [
-            {"layer": each.layer, "cka": each.cka.value, "interval": list(each.cka.interval), "p": each.p}
-            for each in alike(seen)
-            if each.cka
+            {"layer": layer.layer, "cka": layer.cka.value, "interval": list(layer.cka.interval), "p": layer.p}
+            for layer in alike(representation)
+            if layer.cka
         ],
         "dealt": [
-            {"layer": each.layer, "own": each.own, "halves": list(each.halves), "p": each.p} for each in dealt(seen)
+            {"layer": deal.layer, "own": deal.own, "halves": list(deal.halves), "p": deal.p}
+            for deal in dealt(representation)
         ],
         "crossings": [
-            {"before": each.before, "after": each.after, "change": each.change.value, "p": each.change.p}
-            for each in changes_at_crossings(seen, recipe)
+            {"before": link.before, "after": link.after, "change": link.change.value, "p": link.change.p}
+            for link in changes_at_crossings(representation, recipe)
         ],
     }
 
@@ -208,19 +213,19 @@ def of_similarity(seen: Representation, recipe: Recipe) -> dict:
 def of_first_layer(kernels: np.ndarray, towers: int) -> dict:
     if towers == 1:
         return {"chroma": chroma_shares(kernels, 1), "halves_divided": division_by_chance(kernels)}
-    found = division(kernels, by_measure=False)
+    test = division(kernels, by_measure=False)
     return {
         "chroma": chroma_shares(kernels, 2),
         "chroma_p": random_split_p(kernels),
-        "distance": found.distance,
-        "division_p": found.p,
-        "learned": list(found.learned),
+        "distance": test.distance,
+        "division_p": test.p,
+        "learned": list(test.learned),
     }
 
 
 def of_growth(directory: str) -> dict | None:
     """None of a run without `--keep-every`."""
-    found = growth(directory)
-    if not found.kept:
+    history = growth(directory)
+    if not history.kept:
         return None
-    return {"moments": len(found.moments), "begins": found.begins, "turns": found.turns}
+    return {"moments": len(history.moments), "begins": history.begins, "turns": history.turns}

@@ -65,12 +65,12 @@ def page(records: Sequence[dict], across: Sequence[dict] = ()) -> str:
     groups = {}
     for record in records:
         groups.setdefault(record["data"]["description"], []).append(record)
-    first, *others = sorted(groups.values(), key=len, reverse=True)
-    pieces = [HEAD.strip(), commands([first, *others]), *group(first, across, "##", "In short")]
-    for other in others:
-        title = f"`{other[0]['recipe']}` on {other[0]['data']['description'].partition(':')[0]}"
-        pieces += group(other, across, "###", title)
-    pieces += ["## What this does not say", limits(first, across), "## How it was measured", measured(records)]
+    main_records, *rest = sorted(groups.values(), key=len, reverse=True)
+    pieces = [HEAD.strip(), commands([main_records, *rest]), *group(main_records, across, "##", "In short")]
+    for other_records in rest:
+        title = f"`{other_records[0]['recipe']}` on {other_records[0]['data']['description'].partition(':')[0]}"
+        pieces += group(other_records, across, "###", title)
+    pieces += ["## What this does not say", limits(main_records, across), "## How it was measured", measured(records)]
     return "\n\n".join(pieces) + "\n"
 
 
@@ -85,84 +85,95 @@ def commands(groups):
 
 def group(records, across, level, title):
     """What is said of the networks of one data set: their answers, then a table each."""
-    where = records[0]["data"]["description"]
-    found = answers(records, [one for one in across if one["data"]["description"] == where])
-    networks = [f"{arm}, {named(some)}" for arm, some in by_arm(records).items()]
-    short = [
-        "\n".join([f"- **{question}**", *(filled(f"{answer[:1].upper()}{answer[1:]}.", "  - ") for answer in said)])
-        for question, said, *_ in found
+    description = records[0]["data"]["description"]
+    sections = answers(records, [record for record in across if record["data"]["description"] == description])
+    networks = [f"{arm}, {named(sample)}" for arm, sample in by_arm(records).items()]
+    summaries = [
+        "\n".join(
+            [f"- **{question}**", *(filled(f"{answer[:1].upper()}{answer[1:]}.", "  - ") for answer in statements)]
+        )
+        for question, statements, *_ in sections
     ]
-    pieces = [f"## {title}", verdict(records), "\n".join(short)]
-    pieces.append(filled(f"Networks: {'; '.join(networks)}. {where}. Figures are means, with the range over seeds."))
-    for question, _, how, table in found:
-        pieces += [f"{level} {question}", table, filled(how)]
+    pieces = [f"## {title}", verdict(records), "\n".join(summaries)]
+    pieces.append(
+        filled(f"Networks: {'; '.join(networks)}. {description}. Figures are means, with the range over seeds.")
+    )
+    for question, _, method, table in sections:
+        pieces += [f"{level} {question}", table, filled(method)]
     return pieces
 
 
 def verdict(records):
     """Whether one tower sees brightness and the other colour, with links and without, in words; and their kernels."""
     arms = by_arm(of_two_towers(records))
-    p = corrected({arm: division_p(some) for arm, some in arms.items()})
-    unseen = {arm: [one for one in some if one["seed"] != FIRST_SEEN] or some for arm, some in arms.items()}
-    unseen_p = corrected({arm: division_p(some) for arm, some in unseen.items()})
-    told = [
+    p = corrected({arm: division_p(sample) for arm, sample in arms.items()})
+    rest = {
+        arm: [record for record in sample if record["seed"] != FIRST_SEEN] or sample for arm, sample in arms.items()
+    }
+    rest_p = corrected({arm: division_p(sample) for arm, sample in rest.items()})
+    sentences = [
         "A tower's preference: the share of its answers that stay on grey pictures less the share that stay on colour "
         "alone, in points. Contrast: one tower's preference less the other's, 200 points at most."
     ]
-    divided = {}
-    for arm, some in arms.items():
-        contrasts = listed([f"{abs(one['colour']['contrast']):.0f}" for one in some])
-        beyond = sum(one["colour"]["p_halves"] <= LEVEL for one in some)
-        divided[arm] = max(p[arm], unseen_p[arm]) <= LEVEL
-        without = f" (without seed {FIRST_SEEN}, which was looked at first, {shown_p(unseen_p[arm])})"
-        told.append(
-            f"{arm.capitalize()}: contrasts of {contrasts} points in {named(some)}. In {beyond} of {len(some)}, each "
+    verdicts = {}
+    for arm, sample in arms.items():
+        contrasts = listed([f"{abs(record['colour']['contrast']):.0f}" for record in sample])
+        hits = sum(record["colour"]["p_halves"] <= LEVEL for record in sample)
+        verdicts[arm] = max(p[arm], rest_p[arm]) <= LEVEL
+        remark = f" (without seed {FIRST_SEEN}, which was looked at first, {shown_p(rest_p[arm])})"
+        sentences.append(
+            f"{arm.capitalize()}: contrasts of {contrasts} points in {named(sample)}. In {hits} of {len(sample)}, each "
             "uncorrected, that is farther apart than random deals of the same kernels; all together, p "
             f"{shown_p(p[arm])}"
-            f"{without if unseen[arm] != some else ''}."
+            f"{remark if rest[arm] != sample else ''}."
         )
-    if divided == dict.fromkeys(("towers with links", "towers without links"), True):
-        told.append("So the control divides as well: the links between the towers are not what it takes.")
-    elif len(divided) == 2 and any(divided.values()):
-        where, other = ("with", "without") if divided["towers with links"] else ("without", "with")
-        told.append(
-            f"So at {LEVEL:g}, with seed {FIRST_SEEN} and without it, a division is told {where} links and not {other} "
+    if verdicts == dict.fromkeys(("towers with links", "towers without links"), True):
+        sentences.append("So the control divides as well: the links between the towers are not what it takes.")
+    elif len(verdicts) == 2 and any(verdicts.values()):
+        word, other = ("with", "without") if verdicts["towers with links"] else ("without", "with")
+        sentences.append(
+            f"So at {LEVEL:g}, with seed {FIRST_SEEN} and without it, a division is told {word} links and not {other} "
             "them. That doesn't say that the arms differ."
         )
-    elif len(divided) == 2:
-        told.append("So single networks have it and others do not; over these seeds it is told in neither arm.")
-    paired = pairs(arms, lambda one: abs(one["colour"]["contrast"]))
-    if paired:
-        apart = f"the arms differ by {paired.mean:+.0f} points over {paired.n} seeds, p {paired.p:.2g} by sign flips"
-        if paired.least_p > LEVEL:
-            told.append(
-                f"Whether the links make a difference, so few can't say: {apart}, and it could be no less than "
-                f"{paired.least_p:.2g}."
+    elif len(verdicts) == 2:
+        sentences.append("So single networks have it and others do not; over these seeds it is told in neither arm.")
+    test = pairs(arms, lambda record: abs(record["colour"]["contrast"]))
+    if test:
+        gap = f"the arms differ by {test.mean:+.0f} points over {test.n} seeds, p {test.p:.2g} by sign flips"
+        if test.least_p > LEVEL:
+            sentences.append(
+                f"Whether the links make a difference, so few can't say: {gap}, and it could be no less than "
+                f"{test.least_p:.2g}."
             )
         else:
-            told.append(
-                f"That the links make a difference is {'not ' * (paired.p > LEVEL)}suggested: {apart}. The least that "
-                f"it could be is {paired.least_p:.2g}; it is not corrected for the other questions of this page."
+            sentences.append(
+                f"That the links make a difference is {'not ' * (test.p > LEVEL)}suggested: {gap}. The least that "
+                f"it could be is {test.least_p:.2g}; it is not corrected for the other questions of this page."
             )
-    p = corrected({one["run"]: one["first_layer"]["division_p"] or 1.0 for some in arms.values() for one in some})
-    differ = [f"{sum(p[one['run']] <= LEVEL for one in some)} of {seeds(some)} of {arm}" for arm, some in arms.items()]
-    told.append(f"The kernels of the two first layers differ in {' and in '.join(differ)}.")
-    return filled(" ".join(told))
+    p = corrected(
+        {record["run"]: record["first_layer"]["division_p"] or 1.0 for sample in arms.values() for record in sample}
+    )
+    counts = [
+        f"{sum(p[record['run']] <= LEVEL for record in sample)} of {seeds(sample)} of {arm}"
+        for arm, sample in arms.items()
+    ]
+    sentences.append(f"The kernels of the two first layers differ in {' and in '.join(counts)}.")
+    return filled(" ".join(sentences))
 
 
 def named(records):
-    return f"seed{'s' * (len(records) > 1)} {listed([str(one['seed']) for one in records])}"
+    return f"seed{'s' * (len(records) > 1)} {listed([str(record['seed']) for record in records])}"
 
 
 def limits(records, across):
     arms = by_arm(records)
     both = shared_seeds(arms)
     count = len(both) if len(both) > 1 else min(map(len, arms.values()))
-    anew = by_arm([one for one in records if one["seed"] < FIRST_SEEN])
-    new = pairs(anew, lambda one: abs(one["colour"]["contrast"]))
+    repeats = by_arm([record for record in records if record["seed"] < FIRST_SEEN])
+    test = pairs(repeats, lambda record: abs(record["colour"]["contrast"]))
     lines = (
-        (LIMITS + LIMITS_ANEW * bool(new) + LIMITS_ACROSS * bool(across))
-        .format(least=2 / 2**count, seeds=count, new=new)
+        (LIMITS + LIMITS_ANEW * bool(test) + LIMITS_ACROSS * bool(across))
+        .format(least=2 / 2**count, seeds=count, new=test)
         .strip()
         .removeprefix("- ")
         .split("\n- ")
@@ -171,13 +182,13 @@ def limits(records, across):
 
 
 def measured(records):
-    machines = sorted({machine_of(one) for one in records})
-    dates = sorted({one["date"] for one in records})
-    commits = sorted({re.sub(r"^(.{7})[^+]*", r"\1", one["machine"]["commit"]) for one in records})
-    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    machines = sorted({machine_of(record) for record in records})
+    dates = sorted({record["date"] for record in records})
+    commits = sorted({re.sub(r"^(.{7})[^+]*", r"\1", record["machine"]["commit"]) for record in records})
+    period = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return filled(
         f"{len(records)} networks, each with a record that has its seed, pictures, checkpoint, commit, versions, "
-        f"machine, date and command: {'; '.join(machines)}; {when}; commits "
+        f"machine, date and command: {'; '.join(machines)}; {period}; commits "
         f"{', '.join(commits)}. n stands with each table. Holm: corrected over all seeds, arms and looks of a question."
     )
 

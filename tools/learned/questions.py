@@ -28,78 +28,86 @@ MOST = 5  # classes each way
 
 def kernels(records):
     """Do the first layers' kernels differ?"""
-    two = of_two_towers(records)
-    if not two:
+    networks = of_two_towers(records)
+    if not networks:
         return None
-    p = corrected({one["run"]: one["first_layer"]["division_p"] or 1.0 for one in two})
+    p = corrected({record["run"]: record["first_layer"]["division_p"] or 1.0 for record in networks})
     rows, answers = [], []
-    for arm, some in by_arm(records).items():
+    for arm, sample in by_arm(records).items():
         if arm == "one tower":
             # None where too few kernels learned
-            split = [found for one in some if (found := one["first_layer"]["halves_divided"])]
-            hits, of = sum(hit for hit, _ in split), sum(count for _, count in split)
-            if split:
-                answers.append(f"of one tower's kernels, split at random, {hits} of {of} halves differ, at p of 0.01")
+            splits = [counts for record in sample if (counts := record["first_layer"]["halves_divided"])]
+            hits, n = sum(hit for hit, _ in splits), sum(count for _, count in splits)
+            if splits:
+                answers.append(f"of one tower's kernels, split at random, {hits} of {n} halves differ, at p of 0.01")
             continue
-        apart = over_seeds([abs(np.subtract(*one["first_layer"]["chroma"])) for one in some])
-        hits = sum(p[one["run"]] <= LEVEL for one in some)
-        answers.append(f"{arm}: different in {hits} of {seeds(some)}, shares of chroma {span(apart, 2)} apart")
+        difference = over_seeds([abs(np.subtract(*record["first_layer"]["chroma"])) for record in sample])
+        hits = sum(p[record["run"]] <= LEVEL for record in sample)
+        answers.append(f"{arm}: different in {hits} of {seeds(sample)}, shares of chroma {span(difference, 2)} apart")
         rows += [
-            [arm, one["seed"], *(f"{share:.2f}" for share in one["first_layer"]["chroma"]), shown_p(p[one["run"]])]
-            for one in some
+            [
+                arm,
+                record["seed"],
+                *(f"{share:.2f}" for share in record["first_layer"]["chroma"]),
+                shown_p(p[record["run"]]),
+            ]
+            for record in sample
         ]
     return (
         "Do the kernels of the first layers differ?",
         answers,
         "p: energy distance between the towers' kernels against 10,000 random deals of them "
-        f"(`analysis/specialisation.py`), Holm over the networks ({len(two)}). Chroma: its share in the energy.",
+        f"(`analysis/specialisation.py`), Holm over the networks ({len(networks)}). Chroma: its share in the energy.",
         table(["arm", "seed", "chroma, tower a", "tower b", "p, Holm"], rows),
     )
 
 
 def division(records):
     """Does one tower see brightness and the other colour?"""
-    two = of_two_towers(records)
-    if not two:
+    networks = of_two_towers(records)
+    if not networks:
         return None
-    over_pictures = corrected({one["run"]: one["colour"]["p"] for one in two})
-    over_deals = corrected({one["run"]: one["colour"]["p_halves"] for one in two})
-    arms = by_arm(two)
-    joint = corrected({arm: division_p(some) for arm, some in arms.items()})
+    over_pictures = corrected({record["run"]: record["colour"]["p"] for record in networks})
+    over_deals = corrected({record["run"]: record["colour"]["p_halves"] for record in networks})
+    arms = by_arm(networks)
+    arm_p = corrected({arm: division_p(sample) for arm, sample in arms.items()})
     rows, answers = [], []
-    for arm, some in arms.items():
-        contrast = over_seeds([abs(one["colour"]["contrast"]) for one in some])
-        usual = over_seeds([float(np.median(np.abs(one["colour"]["halves"]))) for one in some])
-        beyond = sum(one["colour"]["p_halves"] <= LEVEL for one in some)
+    for arm, sample in arms.items():
+        contrast = over_seeds([abs(record["colour"]["contrast"]) for record in sample])
+        chance = over_seeds([float(np.median(np.abs(record["colour"]["halves"]))) for record in sample])
+        hits = sum(record["colour"]["p_halves"] <= LEVEL for record in sample)
         answers.append(
-            f"{arm}: contrast {span(contrast)} points, random deals of the kernels {span(usual)} (medians); p "
-            f"{shown_p(joint[arm])} for {seeds(some)} together, and {beyond} of {len(some)} by themselves "
+            f"{arm}: contrast {span(contrast)} points, random deals of the kernels {span(chance)} (medians); p "
+            f"{shown_p(arm_p[arm])} for {seeds(sample)} together, and {hits} of {len(sample)} by themselves "
             f"beyond the deals (p at most {LEVEL:g}, uncorrected)"
         )
-        for one in some:
-            light = brightness_tower(one)
-            kept = one["colour"]["kept"]
+        for record in sample:
+            brightness = brightness_tower(record)
+            shares = record["colour"]["kept"]
             rows.append(
                 [
                     arm,
-                    one["seed"],
-                    "ab"[light],
-                    *(f"{kept['grey'][tower]:.0f} %" for tower in (light, 1 - light)),
-                    *(f"{kept['colour alone'][tower]:.0f} %" for tower in (light, 1 - light)),
-                    f"{abs(one['colour']['contrast']):.0f}",
-                    shown_p(over_pictures[one["run"]]),
-                    f"{np.quantile(np.abs(one['colour']['halves']), 0.95):.0f}",
-                    f"{one['colour']['p_halves']:.2g}",
-                    shown_p(over_deals[one["run"]]),
+                    record["seed"],
+                    "ab"[brightness],
+                    *(f"{shares['grey'][tower]:.0f} %" for tower in (brightness, 1 - brightness)),
+                    *(f"{shares['colour alone'][tower]:.0f} %" for tower in (brightness, 1 - brightness)),
+                    f"{abs(record['colour']['contrast']):.0f}",
+                    shown_p(over_pictures[record["run"]]),
+                    f"{np.quantile(np.abs(record['colour']['halves']), 0.95):.0f}",
+                    f"{record['colour']['p_halves']:.2g}",
+                    shown_p(over_deals[record["run"]]),
                 ]
             )
-    apart = pairs(arms, lambda one: abs(one["colour"]["contrast"]))
-    if apart:
+    test = pairs(arms, lambda record: abs(record["colour"]["contrast"]))
+    if test:
         answers.append(
-            f"with links less without, over {apart.n} seeds: {apart.mean:+.0f} points, p {apart.p:.2g} by sign flips, "
-            f"at best {apart.least_p:.2g}"
+            f"with links less without, over {test.n} seeds: {test.mean:+.0f} points, p {test.p:.2g} by sign flips, "
+            f"at best {test.least_p:.2g}"
         )
-    n, deals = (sorted({one["colour"]["n"] for one in two}), sorted({len(one["colour"]["halves"]) for one in two}))
+    n, deals = (
+        sorted({record["colour"]["n"] for record in networks}),
+        sorted({len(record["colour"]["halves"]) for record in networks}),
+    )
     return (
         "Does one tower see brightness and the other colour?",
         answers,
@@ -134,30 +142,32 @@ def errors(records):
     """What does it cost the network to lose colours or brightness?"""
     rows, answers = [], []
     sorts = ("intact", "grey", "colour alone", "shuffled colour", "low frequencies", "high frequencies")
-    two = of_two_towers(records)
-    p = corrected({(one["run"], seen["pictures"]): seen["p"] for one in two for seen in one["sight"]})
-    for arm, some in by_arm(records).items():
-        seen = {sort: [by_name(one["sight"], "pictures", sort) for one in some] for sort in sorts}
-        whole = {sort: over_seeds([each["errors"]["whole"] for each in found]) for sort, found in seen.items()}
+    networks = of_two_towers(records)
+    p = corrected({(record["run"], look["pictures"]): look["p"] for record in networks for look in record["sight"]})
+    for arm, sample in by_arm(records).items():
+        by_sort = {sort: [by_name(record["sight"], "pictures", sort) for record in sample] for sort in sorts}
+        means = {sort: over_seeds([look["errors"]["whole"] for look in looks]) for sort, looks in by_sort.items()}
         answers.append(
-            f"{arm}: {span(whole['intact'], 1)} % error on intact pictures, {span(whole['grey'], 1)} % on grey ones, "
-            f"{span(whole['colour alone'], 1)} % on colour alone"
+            f"{arm}: {span(means['intact'], 1)} % error on intact pictures, {span(means['grey'], 1)} % on grey ones, "
+            f"{span(means['colour alone'], 1)} % on colour alone"
         )
-        for sort, found in seen.items():
-            row = [arm, sort, f"{span(whole[sort], 1)} %"]
+        for sort, looks in by_sort.items():
+            row = [arm, sort, f"{span(means[sort], 1)} %"]
             if arm == "one tower":
                 rows.append([*row, "-", "-", "-"])
                 continue
             by_tower = [
                 span(
-                    over_seeds([each["errors"][f"{'ab'[_tower(one, which)]} sees"] for one, each in zip(some, found)]),
+                    over_seeds(
+                        [look["errors"][f"{'ab'[_tower(record, which)]} sees"] for record, look in zip(sample, looks)]
+                    ),
                     1,
                 )
                 for which in (0, 1)
             ]
-            hits = sum(p[one["run"], sort] <= LEVEL for one in some)
-            rows.append([*row, *(f"{each} %" for each in by_tower), f"{hits} of {len(some)}"])
-    n = sorted({one["lesions"]["n"] for one in records})
+            hits = sum(p[record["run"], sort] <= LEVEL for record in sample)
+            rows.append([*row, *(f"{mean} %" for mean in by_tower), f"{hits} of {len(sample)}"])
+    n = sorted({record["lesions"]["n"] for record in records})
     return (
         "What does it cost to lose colours, or brightness?",
         answers,
@@ -170,24 +180,29 @@ def errors(records):
 
 def needed(records):
     """Is each tower needed, and where?"""
-    two = of_two_towers(records)
-    if not two:
+    networks = of_two_towers(records)
+    if not networks:
         return None
-    p = corrected(_looks(two))
+    p = corrected(_looks(networks))
     rows, answers = [], []
-    for arm, some in by_arm(two).items():
-        first = next((lesion["place"] for lesion in some[0]["lesions"]["links"]), None)
-        for number, place in enumerate(dict.fromkeys(lesion["place"] for lesion in some[0]["lesions"]["towers"])):
-            off, cut = (
-                [(one, lesion) for one in some for lesion in one["lesions"][part] if lesion["place"] == place]
+    for arm, sample in by_arm(networks).items():
+        meeting_place = next((lesion["place"] for lesion in sample[0]["lesions"]["links"]), None)
+        for number, place in enumerate(dict.fromkeys(lesion["place"] for lesion in sample[0]["lesions"]["towers"])):
+            towers, links = (
+                [
+                    (record, lesion)
+                    for record in sample
+                    for lesion in record["lesions"][part]
+                    if lesion["place"] == place
+                ]
                 for part in ("towers", "links")
             )
-            rows.append(_row_of_place(arm, place, some, off, cut, p))
-            if place == first:
-                answers.append(_where_they_meet(arm, place, off, cut))
+            rows.append(_row_of_place(arm, place, sample, towers, links, p))
+            if place == meeting_place:
+                answers.append(_where_they_meet(arm, place, towers, links))
             if number == 0:
-                answers.append(_wherever_read(arm, some, off, p))
-    n = sorted({one["lesions"]["n"] for one in two})
+                answers.append(_wherever_read(arm, sample, towers, p))
+    n = sorted({record["lesions"]["n"] for record in networks})
     return (
         "Is each tower needed, and where?",
         answers,
@@ -202,88 +217,96 @@ def needed(records):
 def _looks(records):
     """{(run, place, what is silenced, or "contrast"): p}."""
     looks = {}
-    for one in records:
-        for lesion in (*one["lesions"]["towers"], *one["lesions"]["links"]):
-            looks[one["run"], lesion["place"], lesion["silenced"]] = lesion["p"]
-        for contrast in one["lesions"]["contrasts"]:
-            looks[one["run"], contrast["place"], "contrast"] = contrast["p"]
+    for record in records:
+        for lesion in (*record["lesions"]["towers"], *record["lesions"]["links"]):
+            looks[record["run"], lesion["place"], lesion["silenced"]] = lesion["p"]
+        for contrast in record["lesions"]["contrasts"]:
+            looks[record["run"], contrast["place"], "contrast"] = contrast["p"]
     return looks
 
 
-def _row_of_place(arm, place, some, off, cut, p):
-    """Of the table of `needed`. off, cut: (record, lesion) of the towers that are silenced there, and of the links."""
-    apart = [(one, by_name(one["lesions"]["contrasts"], "place", place)) for one in some]
-    hits = sum(p[one["run"], place, "contrast"] <= LEVEL for one, _ in apart)
+def _row_of_place(arm, place, sample, towers, links, p):
+    """Of the table of `needed`. towers, links: (record, lesion) of each that is silenced there."""
+    contrasts = [(record, by_name(record["lesions"]["contrasts"], "place", place)) for record in sample]
+    hits = sum(p[record["run"], place, "contrast"] <= LEVEL for record, _ in contrasts)
     return [
         arm,
         "all of these" if place == "all" else place,
-        rise(off, p),
-        span(over_seeds([half(*one) for one in off]), 1),
-        rise(cut, p) if cut else "-",
-        f"{span(over_seeds([abs(points(each)) for _, each in apart]), 1)}; {hits} of {len(some)}",
+        rise(towers, p),
+        span(over_seeds([half(*pair) for pair in towers]), 1),
+        rise(links, p) if links else "-",
+        f"{span(over_seeds([abs(points(contrast)) for _, contrast in contrasts]), 1)}; {hits} of {len(sample)}",
     ]
 
 
-def _where_they_meet(arm, place, off, cut):
-    costs = [points(lesion) for _, lesion in off], [half(*one) for one in off], [points(lesion) for _, lesion in cut]
-    of_tower, of_half, of_link = (span(over_seeds(each), 1) for each in costs)
+def _where_they_meet(arm, place, towers, links):
+    costs = (
+        [points(lesion) for _, lesion in towers],
+        [half(*pair) for pair in towers],
+        [points(lesion) for _, lesion in links],
+    )
+    of_tower, of_half, of_link = (span(over_seeds(values), 1) for values in costs)
     return (
         f"{arm}, at {place}, where they first meet: one tower off costs {of_tower} points, a random half of both "
         f"{of_half}, one link cut {of_link}"
     )
 
 
-def _wherever_read(arm, some, off, p):
-    whole, errors_off, of_halves = (
-        span(over_seeds(each), 1)
-        for each in (
-            [one["lesions"]["error"] for one in some],
-            [lesion["error"] for _, lesion in off],
-            [lesion["halves_error"][1] for _, lesion in off],
+def _wherever_read(arm, sample, towers, p):
+    whole, of_tower, of_halves = (
+        span(over_seeds(values), 1)
+        for values in (
+            [record["lesions"]["error"] for record in sample],
+            [lesion["error"] for _, lesion in towers],
+            [lesion["halves_error"][1] for _, lesion in towers],
         )
     )
-    hits = sum(p[one["run"], lesion["place"], lesion["silenced"]] <= LEVEL for one, lesion in off)
+    hits = sum(p[record["run"], lesion["place"], lesion["silenced"]] <= LEVEL for record, lesion in towers)
     return (
-        f"{arm}: error {whole} % whole, {errors_off} % with one tower silenced wherever it is read, worse in {hits} of "
-        f"{len(off)} cases; {of_halves} % with a random half of both silenced there"
+        f"{arm}: error {whole} % whole, {of_tower} % with one tower silenced wherever it is read, worse in {hits} of "
+        f"{len(towers)} cases; {of_halves} % with a random half of both silenced there"
     )
 
 
 def classes(records):
     """Which classes lean on which tower?"""
-    two = of_two_towers(records)
-    if not two:
+    networks = of_two_towers(records)
+    if not networks:
         return None
-    p = corrected({one["run"]: one["classes"]["p"] for one in two})
-    each = corrected({(one["run"], name): p for one in two for name, _, _, _, p in one["classes"]["classes"]})
-    arms = by_arm(two)
-    same = {arm: consistency(some) for arm, some in arms.items() if len(some) > 1}
-    same_p = corrected({arm: found[1] for arm, found in same.items()})
+    p = corrected({record["run"]: record["classes"]["p"] for record in networks})
+    class_p = corrected(
+        {(record["run"], name): p for record in networks for name, _, _, _, p in record["classes"]["classes"]}
+    )
+    arms = by_arm(networks)
+    agreement = {arm: consistency(sample) for arm, sample in arms.items() if len(sample) > 1}
+    agreement_p = corrected({arm: measures[1] for arm, measures in agreement.items()})
     rows, answers = [], []
-    for arm, some in arms.items():
-        spread, chance = (over_seeds([one["classes"][name] for one in some]) for name in ("spread", "by_chance"))
-        hits = sum(p[one["run"]] <= LEVEL for one in some)
+    for arm, sample in arms.items():
+        spread, chance = (
+            over_seeds([record["classes"][name] for record in sample]) for name in ("spread", "by_chance")
+        )
+        hits = sum(p[record["run"]] <= LEVEL for record in sample)
         answer = (
             f"{arm}: the classes' leanings spread by {span(spread, 1)} points, {span(chance, 1)} by chance; more than "
-            f"chance in {hits} of {seeds(some)}"
+            f"chance in {hits} of {seeds(sample)}"
         )
-        if arm in same:
+        if arm in agreement:
             answer += (
                 f"; once the towers are named by what they see, the leanings of two seeds correlate by "
-                f"{same[arm][0]:.2f} (p {shown_p(same_p[arm])}); {same[arm][2][0]} of the {same[arm][2][1]} ways to "
-                "name the towers, this one among them, give as much"
+                f"{agreement[arm][0]:.2f} (p {shown_p(agreement_p[arm])}); {agreement[arm][2][0]} of the "
+                f"{agreement[arm][2][1]} ways to name the towers, this one among them, give as much"
             )
         answers.append(answer)
-        lean = leanings(some)
-        for names, word in zip(most_leaning(some, MOST), ("brightness", "colour")):
+        by_class = leanings(sample)
+        for names, word in zip(most_leaning(sample, MOST), ("brightness", "colour")):
             for name in names:
-                values = over_seeds(lean[name])
-                sure = sum(
-                    each[one["run"], name] <= LEVEL and np.sign(value) == np.sign(values.mean)
-                    for one, value in zip(some, lean[name])
+                values = over_seeds(by_class[name])
+                count = sum(
+                    class_p[record["run"], name] <= LEVEL and np.sign(value) == np.sign(values.mean)
+                    for record, value in zip(sample, by_class[name])
                 )
-                rows.append([arm, f"{word} tower", name, f"{span(values)}", f"{sure} of {len(some)}"])
-    n = sorted({one["classes"]["n"] for one in two})
+                rows.append([arm, f"{word} tower", name, f"{span(values)}", f"{count} of {len(sample)}"])
+    n = sorted({record["classes"]["n"] for record in networks})
     return (
         "Which classes lean on which tower?",
         answers,
@@ -291,7 +314,7 @@ def classes(records):
         f"other sees, in points of a class's pictures, mean and range over seeds; the {MOST} classes each way that "
         "come first by the mean over seeds of the end of the 95 % interval that is nearer to 0. Spread: against "
         "2,000 deals of the pictures to classes, Holm over the networks. Sure: "
-        f"that way, by McNemar's exact test, Holm over {len(each)} looks (all classes, all networks). Correlation: "
+        f"that way, by McNemar's exact test, Holm over {len(class_p)} looks (all classes, all networks). Correlation: "
         "against classes dealt at random, Holm over the arms; that the names agree as well, only the ways to name the "
         "towers can say, the actual one counted. The tower's name is from some of the same pictures, and from their "
         "answers, right or wrong.",
@@ -301,33 +324,35 @@ def classes(records):
 
 def grown(records):
     """When do the towers part?"""
-    two = of_two_towers(records)
-    if not any(one.get("growth") for one in two):
+    networks = of_two_towers(records)
+    if not any(record.get("growth") for record in networks):
         return None
     rows, answers = [], []
-    for arm, some in by_arm(two).items():
-        kept = [one for one in some if one.get("growth")]
-        begins = [one["growth"]["begins"] for one in kept if one["growth"]["begins"] is not None]
+    for arm, sample in by_arm(networks).items():
+        runs = [record for record in sample if record.get("growth")]
+        starts = [record["growth"]["begins"] for record in runs if record["growth"]["begins"] is not None]
         # of runs whose first layer was not kept nothing is known
-        of = f"{seeds(kept)} whose first layer was kept{'' if len(kept) == len(some) else f' (of {len(some)})'}"
-        if not kept:
-            answers.append(f"{arm}: no first layer was kept as it grew, in {seeds(some)}")
+        cases = f"{seeds(runs)} whose first layer was kept{'' if len(runs) == len(sample) else f' (of {len(sample)})'}"
+        if not runs:
+            answers.append(f"{arm}: no first layer was kept as it grew, in {seeds(sample)}")
             continue
-        when = f", from step {steps(begins)} of {steps([one['step'] for one in kept])} on" if begins else ""
-        turned = sum(bool(one["growth"]["turns"]) for one in kept)
+        onset = f", from step {steps(starts)} of {steps([record['step'] for record in runs])} on" if starts else ""
+        turns = sum(bool(record["growth"]["turns"]) for record in runs)
         answers.append(
-            f"{arm}: divided at the end in {len(begins)} of {of}{when}; the other tower becomes the more colourful one "
-            f"in {turned}"
+            f"{arm}: divided at the end in {len(starts)} of {cases}{onset}; the other tower becomes the more "
+            f"colourful one in {turns}"
         )
         rows += [
             [
                 arm,
-                one["seed"],
-                one["growth"]["moments"],
-                "not" if one["growth"]["begins"] is None else f"{one['growth']['begins']:,} of {one['step']:,}",
-                ", ".join(f"{step:,}" for step in one["growth"]["turns"]) or "none",
+                record["seed"],
+                record["growth"]["moments"],
+                "not"
+                if record["growth"]["begins"] is None
+                else f"{record['growth']['begins']:,} of {record['step']:,}",
+                ", ".join(f"{step:,}" for step in record["growth"]["turns"]) or "none",
             ]
-            for one in kept
+            for record in runs
         ]
     return (
         "When do the towers part?",
@@ -341,7 +366,7 @@ def grown(records):
 
 def answers(records: Sequence[dict], across: Sequence[dict]) -> list[Answer]:
     """What is said of the networks of one data set, question by question. across: records of several seeds."""
-    found = [
+    questions = [
         division(records),
         needed(records),
         alike(records),
@@ -351,15 +376,16 @@ def answers(records: Sequence[dict], across: Sequence[dict]) -> list[Answer]:
         kernels(records),
         grown(records),
     ]
-    return [each for each in found if each]
+    return [question for question in questions if question]
 
 
 def rise(lesions, p):
-    risen = over_seeds([points(lesion) for _, lesion in lesions])
+    increase = over_seeds([points(lesion) for _, lesion in lesions])
     hits = sum(
-        p[one["run"], lesion["place"], lesion["silenced"]] <= LEVEL and points(lesion) > 0 for one, lesion in lesions
+        p[record["run"], lesion["place"], lesion["silenced"]] <= LEVEL and points(lesion) > 0
+        for record, lesion in lesions
     )
-    return f"{span(risen, 1)}; {hits} of {len(lesions)}"
+    return f"{span(increase, 1)}; {hits} of {len(lesions)}"
 
 
 def half(record, lesion):
@@ -369,7 +395,8 @@ def half(record, lesion):
 def pairs(arms, value):
     """The `Paired` of towers with links less those without, of the seeds that both have; None of fewer than two."""
     free, linked = (
-        {one["seed"]: value(one) for one in arms.get(f"towers {word} links", [])} for word in ("without", "with")
+        {record["seed"]: value(record) for record in arms.get(f"towers {word} links", [])}
+        for word in ("without", "with")
     )
     both = shared_seeds(arms)
     return paired([free[seed] for seed in both], [linked[seed] for seed in both]) if len(both) > 1 else None
@@ -377,7 +404,7 @@ def pairs(arms, value):
 
 def shared_seeds(arms):
     """The seeds that the towers with links and those without have, each once."""
-    free, linked = ([one["seed"] for one in arms.get(f"towers {word} links", [])] for word in ("without", "with"))
+    free, linked = ([record["seed"] for record in arms.get(f"towers {word} links", [])] for word in ("without", "with"))
     return [seed for seed in dict.fromkeys(free) if seed in linked]
 
 

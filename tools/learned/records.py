@@ -11,7 +11,7 @@ FOLDER = ROOT / "claims" / "what-each-gpu-learned"
 def read_all(folder: Path) -> tuple[list[dict], list[dict]]:
     """The records of a folder, in the order of their names: of a network each, and of towers of several seeds each."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    return [one for one in records if "run" in one], [one for one in records if "runs" in one]
+    return [record for record in records if "run" in record], [record for record in records if "runs" in record]
 
 
 def as_json(record: dict) -> str:
@@ -21,15 +21,15 @@ def as_json(record: dict) -> str:
         if isinstance(value, float):
             return float(f"{value:.6g}")
         if isinstance(value, dict):
-            return {name: short(each) for name, each in value.items()}
-        return [short(each) for each in value] if isinstance(value, (list, tuple)) else value
+            return {name: short(item) for name, item in value.items()}
+        return [short(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     def lines(value):
-        inner = short(value)
-        if isinstance(inner, list) and inner and isinstance(inner[0], (dict, list)):
-            return "[\n  " + ",\n  ".join(json.dumps(each, ensure_ascii=False) for each in inner) + "]"
-        if isinstance(inner, dict) and any(isinstance(each, list) and len(each) > 3 for each in inner.values()):
-            return "{\n  " + ",\n  ".join(f"{json.dumps(name)}: {lines(each)}" for name, each in inner.items()) + "}"
-        return json.dumps(inner, ensure_ascii=False)
+        content = short(value)
+        if isinstance(content, list) and content and isinstance(content[0], (dict, list)):
+            return "[\n  " + ",\n  ".join(json.dumps(item, ensure_ascii=False) for item in content) + "]"
+        if isinstance(content, dict) and any(isinstance(item, list) and len(item) > 3 for item in content.values()):
+            return "{\n  " + ",\n  ".join(f"{json.dumps(name)}: {lines(item)}" for name, item in content.items()) + "}"
+        return json.dumps(content, ensure_ascii=False)
 
     return "{\n" + ",\n".join(f" {json.dumps(name)}: {lines(value)}" for name, value in record.items()) + "\n}\n"

@@ -32,12 +32,15 @@ def over_seeds(values: Sequence[float]) -> OverSeeds:
 
 def by_arm(records: Sequence[dict]) -> dict[str, list[dict]]:
     """{arm: its records by seed}, of the arms that have one."""
-    found = {arm: sorted((one for one in records if one["arm"] == arm), key=lambda one: one["seed"]) for arm in ARMS}
-    return {arm: of_arm for arm, of_arm in found.items() if of_arm}
+    samples = {
+        arm: sorted((record for record in records if record["arm"] == arm), key=lambda record: record["seed"])
+        for arm in ARMS
+    }
+    return {arm: sample for arm, sample in samples.items() if sample}
 
 
 def of_two_towers(records: Sequence[dict]) -> list[dict]:
-    return [one for of_arm in by_arm(records).values() for one in of_arm if one["colour"]]
+    return [record for sample in by_arm(records).values() for record in sample if record["colour"]]
 
 
 def corrected(looks: Mapping[Hashable, float]) -> dict[Hashable, float]:
@@ -64,8 +67,8 @@ def joint_p(networks: Sequence[tuple[float, Sequence[float]]], seed: int = 0) ->
     `DRAWS` times; its own is among the deals of a network. So a few networks of few deals tell more together than each
     can. It can be no smaller than the product of 1 / (1 + deals)."""
     random, total = np.random.default_rng(seed), np.zeros(1 + DRAWS)
-    for own, deals in networks:
-        values = np.abs(np.array([own, *deals]))
+    for observation, deals in networks:
+        values = np.abs(np.array([observation, *deals]))
         total[0] += values[0]
         total[1:] += values[random.integers(len(values), size=DRAWS)]
     return as_far_p(total)
@@ -73,33 +76,33 @@ def joint_p(networks: Sequence[tuple[float, Sequence[float]]], seed: int = 0) ->
 
 def division_p(records: Sequence[dict]) -> float:
     """The `joint_p` of an arm's contrasts of brightness and colour."""
-    return joint_p([(one["colour"]["contrast"], one["colour"]["halves"]) for one in records])
+    return joint_p([(record["colour"]["contrast"], record["colour"]["halves"]) for record in records])
 
 
 def leanings(records: Sequence[dict]) -> dict[str, list[float]]:
     """{class: of each record, how far it leans on the brightness tower, in points; below 0: on the other}."""
-    found = {}
+    by_class = {}
     for record in records:
         sign = 1 - 2 * brightness_tower(record)
         for name, n, only_a, only_b, _ in record["classes"]["classes"]:
-            found.setdefault(name, []).append(sign * 100 * (only_a - only_b) / n)
-    return found
+            by_class.setdefault(name, []).append(sign * 100 * (only_a - only_b) / n)
+    return by_class
 
 
 def most_leaning(records: Sequence[dict], count: int) -> tuple[list[str], list[str]]:
     """The classes that surely lean most on the brightness tower, and on the other: those whose intervals' ends nearer
     to 0 (`sure_of`) are farthest from it, in the mean over the records; of them those that do lean there in the
     mean."""
-    sure = {}
+    spans = {}
     for record in records:
         for name, n, only_a, only_b, p in record["classes"]["classes"]:
             low, high = Comparison(n, only_a, only_b, p).interval
-            sure.setdefault(name, []).append((-high, low) if brightness_tower(record) else (low, -high))
+            spans.setdefault(name, []).append((-high, low) if brightness_tower(record) else (low, -high))
     means = {name: float(np.mean(values)) for name, values in leanings(records).items()}
     return tuple(
         sorted(
             (name for name, mean in means.items() if sign * mean > 0),
-            key=lambda name: (-np.mean([ends[side] for ends in sure[name]]), name),
+            key=lambda name: (-np.mean([ends[side] for ends in spans[name]]), name),
         )[:count]
         for side, sign in enumerate((1, -1))
     )
@@ -119,9 +122,9 @@ def consistency(records: Sequence[dict], draws: int = 10_000, seed: int = 0) -> 
     values = values * np.sqrt(pictures / pictures.mean())
     values = values / np.sqrt((values**2).sum(1, keepdims=True))
     random, pairs = np.random.default_rng(seed), list(combinations(range(len(values)), 2))
-    dealt = [random.permuted(np.tile(row, (draws, 1)), axis=1) for row in values]
+    deals = [random.permuted(np.tile(row, (draws, 1)), axis=1) for row in values]
     means = [float(np.mean([values[a] @ values[b] for a, b in pairs]))]
-    means += list(np.mean([(dealt[a] * dealt[b]).sum(1) for a, b in pairs], 0))
+    means += list(np.mean([(deals[a] * deals[b]).sum(1) for a, b in pairs], 0))
     ways = [(1, *signs) for signs in product((1, -1), repeat=len(values) - 1)]  # the actual one is first
-    named = np.array([np.mean([signs[a] * signs[b] * (values[a] @ values[b]) for a, b in pairs]) for signs in ways])
-    return means[0], as_far_p(np.array(means)), (round(as_far_p(named) * len(ways)), len(ways))
+    namings = np.array([np.mean([signs[a] * signs[b] * (values[a] @ values[b]) for a, b in pairs]) for signs in ways])
+    return means[0], as_far_p(np.array(means)), (round(as_far_p(namings) * len(ways)), len(ways))

@@ -5,17 +5,17 @@ Answer = tuple[str, list[str], str, str]
 
 
 def by_name(entries, field, name):
-    return next((one for one in entries if one[field] == name), None)
+    return next((entry for entry in entries if entry[field] == name), None)
 
 
 def seeds(records):
     return f"{len(records)} seed{'s' * (len(records) > 1)}"
 
 
-def span(found, digits=0):
-    if found.n == 1:
-        return f"{found.mean:.{digits}f}"
-    return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+def span(summary, digits=0):
+    if summary.n == 1:
+        return f"{summary.mean:.{digits}f}"
+    return f"{summary.mean:.{digits}f} ({summary.low:.{digits}f} to {summary.high:.{digits}f})"
 
 
 def listed(words):

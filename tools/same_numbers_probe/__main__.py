@@ -29,20 +29,20 @@ PROBES = (
 
 
 def main(file, *only):
-    found = {"imported": [os.path.dirname(module.__file__) for module in (alexnet_mp, kernels)]}
-    failed = sorted(set(only) - {probe.__name__ for probe in PROBES})
+    digests = {"imported": [os.path.dirname(module.__file__) for module in (alexnet_mp, kernels)]}
+    failures = sorted(set(only) - {probe.__name__ for probe in PROBES})
     for probe in PROBES:
         if only and probe.__name__ not in only:
             continue
         try:
-            found |= {f"{probe.__name__}: {name}": value for name, value in probe().items()}
+            digests |= {f"{probe.__name__}: {name}": value for name, value in probe().items()}
         except Exception:
             traceback.print_exc()
-            failed.append(probe.__name__)
-    Path(file).write_text(json.dumps(found, indent=1), encoding="utf-8")
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+            failures.append(probe.__name__)
+    Path(file).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+    if failures:
+        print(f"failed: {', '.join(failures)}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -79,14 +79,14 @@ def prepared():
                 path = Path("folder", split, name, f"{number}.{kind}")
                 picture.save(path)
                 os.utime(path, (0, 0))  # times are in the fingerprint of a folder
-    said = [
+    outputs = [
         command("prepare", "folder", "raw", "--size", STORED, "--raw", "--workers", 0),
         command("prepare", "folder", "jpeg", "--size", STORED, "--workers", 2),
         command("prepare", "folder", "small", "--recipe", "cifar18", "--raw", "--workers", 0),
         command("prepare", "folder/train", "split", "--size", 33, "--val-fraction", 0.4, "--workers", 0),
         command("prepare", "--check", "jpeg"),
     ]
-    return {f"said {number}": digest(timeless(text)) for number, text in enumerate(said)} | {
+    return {f"said {number}": digest(timeless(text)) for number, text in enumerate(outputs)} | {
         name: value for folder in ("raw", "jpeg", "small", "split") for name, value in of_files(folder, "*").items()
     }
 
@@ -116,43 +116,43 @@ def _sets(settings):
 def _of_run(out, last=True):
     """Metrics, the newest checkpoint and what is beside it."""
     out = Path(out)
-    newest = max((out / "checkpoints").glob("step_*"))
-    found = of_files(newest, "*.safetensors") | of_files(out, "*.safetensors", *(["conv1_kernels.png"] if last else []))
-    return {str(Path(name).relative_to(out)): value for name, value in found.items()} | {
+    folder = max((out / "checkpoints").glob("step_*"))
+    files = of_files(folder, "*.safetensors") | of_files(out, "*.safetensors", *(["conv1_kernels.png"] if last else []))
+    return {str(Path(name).relative_to(out)): value for name, value in files.items()} | {
         "metrics": of_lines(out / "metrics.jsonl"),
-        "state": of_json(newest / "state.json"),
+        "state": of_json(folder / "state.json"),
         "run.json": of_json(out / "run.json"),
     }
 
 
 def runs():
-    found = {}
+    digests = {}
     for name, (recipe, data, options, settings) in RUNS.items():
-        said = _train(f"runs/{name}", recipe, data, options, settings)
-        found |= {f"{name}, {what}": value for what, value in _of_run(f"runs/{name}").items()}
-        found[f"{name}, said"] = of_findings(said)
-    return found
+        output = _train(f"runs/{name}", recipe, data, options, settings)
+        digests |= {f"{name}, {part}": value for part, value in _of_run(f"runs/{name}").items()}
+        digests[f"{name}, said"] = of_findings(output)
+    return digests
 
 
 def resumed():
     """A run that stops and goes on has what the one that didn't stop has; another begins with its weights."""
     recipe, data, options, settings = RUNS["mini"]
     _train("runs/resumed", recipe, data, options, settings, "--steps", 5)
-    found = {f"stopped, {what}": value for what, value in _of_run("runs/resumed", last=False).items()}
+    digests = {f"stopped, {part}": value for part, value in _of_run("runs/resumed", last=False).items()}
     _train("runs/resumed", recipe, data, options, settings, "--resume", "auto")
-    whole, again = _of_run("runs/mini"), _of_run("runs/resumed")
-    own = {"run.json", "conv1_kernels.png"}  # bear the run's name
-    if differing := [name for name in whole if name not in own and whole[name] != again[name]]:
-        raise AssertionError(f"resumed, these differ from the run that did not stop: {', '.join(differing)}")
-    found |= {f"resumed, {what}": value for what, value in again.items()}
-    begin = ["--init", "runs/mini", "--init-layers", "conv1,conv2", "--steps", 2]
-    _train("runs/tuned", recipe, "jpeg", ["--pipeline", "auto"], settings, *begin)  # with DALI, where it is installed
-    return found | {f"tuned, {what}": value for what, value in _of_run("runs/tuned", last=False).items()}
+    reference, continuation = _of_run("runs/mini"), _of_run("runs/resumed")
+    own_names = {"run.json", "conv1_kernels.png"}  # bear the run's name
+    if differences := [name for name in reference if name not in own_names and reference[name] != continuation[name]]:
+        raise AssertionError(f"resumed, these differ from the run that did not stop: {', '.join(differences)}")
+    digests |= {f"resumed, {part}": value for part, value in continuation.items()}
+    init = ["--init", "runs/mini", "--init-layers", "conv1,conv2", "--steps", 2]
+    _train("runs/tuned", recipe, "jpeg", ["--pipeline", "auto"], settings, *init)  # with DALI, where it is installed
+    return digests | {f"tuned, {part}": value for part, value in _of_run("runs/tuned", last=False).items()}
 
 
 def evaluated():
     files = ("--per-class", "classes.csv", "--confusion", "confusion.csv", "--submission", "submission.txt")
-    said = {
+    outputs = {
         "all views": command("evaluate", "runs/mini", *CPU, "--kernels", "cpu", *files),
         "average": command(
             "evaluate", "runs/mini", "runs/source2012", *CPU, "--data", "raw", "--weights", "validation"
@@ -173,27 +173,27 @@ def evaluated():
             "centre.csv",
         ),
     }
-    return {name: digest(timeless(text)) for name, text in said.items()} | of_files(".", "*.csv", "submission.txt")
+    return {name: digest(timeless(text)) for name, text in outputs.items()} | of_files(".", "*.csv", "submission.txt")
 
 
 def predicted():
     pictures = sorted(Path("folder/val").glob("*/*"))
-    said = command("predict", "runs/source2012", *pictures, "--gpus", "cpu", "--views", "ten", "--json")
-    return {"ten views": digest(said)}
+    output = command("predict", "runs/source2012", *pictures, "--gpus", "cpu", "--views", "ten", "--json")
+    return {"ten views": digest(output)}
 
 
 def retrieved():
     command("retrieve", "index", "runs/mini", *CPU, "--bits", 8)
     index = Path("runs/mini/retrieval")
-    asked = ["query", index, *sorted(Path("folder/val").glob("*/0.jpg")), "--gpus", "cpu", "--json"]
-    said = {
-        "by fc7": command("retrieve", *asked, "--sheet", "sheet.png"),
-        "by codes": command("retrieve", *asked, "--by", "codes"),
+    query = ["query", index, *sorted(Path("folder/val").glob("*/0.jpg")), "--gpus", "cpu", "--json"]
+    outputs = {
+        "by fc7": command("retrieve", *query, "--sheet", "sheet.png"),
+        "by codes": command("retrieve", *query, "--by", "codes"),
         "measured": command("retrieve", "measure", index, "--json"),
     }
-    found = {name: digest(lasting(json.loads(text))) for name, text in said.items()}
-    found |= of_files(index, "*.safetensors", "names.json") | of_files(".", "sheet.png")
-    return found | {"index.json": of_json(index / "index.json")}
+    digests = {name: digest(lasting(json.loads(text))) for name, text in outputs.items()}
+    digests |= of_files(index, "*.safetensors", "names.json") | of_files(".", "sheet.png")
+    return digests | {"index.json": of_json(index / "index.json")}
 
 
 def checkpoints():
@@ -213,14 +213,14 @@ def claimed():
 
     Of the records all but the commands.
     """
-    where = ["--epochs", 1, *CPU, "--pipeline", "torch", "--out", "claimed", "--records", "records"]
-    base = ["--data", "raw", "--base", "mini", *_sets(NARROW | {"epochs": 1}), "--steps", 1, *where]
-    rates = ["--data", "small", *_sets({"batch_size": BATCH}), "--search-epochs", 1, *where]
-    said = {
+    run_options = ["--epochs", 1, *CPU, "--pipeline", "torch", "--out", "claimed", "--records", "records"]
+    base = ["--data", "raw", "--base", "mini", *_sets(NARROW | {"epochs": 1}), "--steps", 1, *run_options]
+    rates = ["--data", "small", *_sets({"batch_size": BATCH}), "--search-epochs", 1, *run_options]
+    outputs = {
         "all": command("claims", "run", "all", *base, "--seeds", 1),
         "lrn": command("claims", "run", "lrn", *base, "--seeds", 3),
         "cifar-relu": command("claims", "run", "cifar-relu", *rates, "--seeds", 1),
     }
-    found = {f"said of {name}": of_findings(text) for name, text in said.items()}
-    found |= of_files("records", "**/*.npz", "*.png")
-    return found | {str(path): of_json(path, but={"command"}) for path in sorted(Path("records").rglob("*.json"))}
+    digests = {f"said of {name}": of_findings(text) for name, text in outputs.items()}
+    digests |= of_files("records", "**/*.npz", "*.png")
+    return digests | {str(path): of_json(path, but={"command"}) for path in sorted(Path("records").rglob("*.json"))}

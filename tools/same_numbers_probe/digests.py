@@ -29,9 +29,9 @@ def digest(value):
     """sha256 of bytes, of a tensor with its shape, dtype and strides, or of anything else as JSON."""
     if isinstance(value, torch.Tensor):
         value = value.detach()
-        about = f"{tuple(value.shape)} {value.dtype} {value.stride()}".encode()
+        header = f"{tuple(value.shape)} {value.dtype} {value.stride()}".encode()
         bits = value.contiguous().view(torch.uint8) if value.dim() else value.reshape(1).view(torch.uint8)
-        value = about + bits.numpy().tobytes()
+        value = header + bits.numpy().tobytes()
     elif not isinstance(value, bytes):
         value = json.dumps(value, sort_keys=True).encode()
     return hashlib.sha256(value).hexdigest()
@@ -74,9 +74,9 @@ def of_files(folder, *patterns):
 def command(name, *arguments):
     """Standard output of `python -m alexnet_mp.NAME ARGUMENTS`; kept in said.txt, to look for a difference."""
     words = [f"alexnet_mp.{name}", *map(str, arguments)]
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, encoding="utf-8")
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
+    process = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, encoding="utf-8")
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)}: status {process.returncode}\n{process.stdout}\n{process.stderr}")
     with open("said.txt", "a", encoding="utf-8") as file:
-        file.write(f"$ {' '.join(words)}\n{done.stdout}\n")
-    return done.stdout
+        file.write(f"$ {' '.join(words)}\n{process.stdout}\n")
+    return process.stdout

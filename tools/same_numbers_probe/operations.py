@@ -16,27 +16,27 @@ WIDTHS = {"conv1": 6, "conv2": 10, "conv3": 12, "conv4": 8, "conv5": 6, "fc6": 2
 
 def operations():
     """Every public operation, forward and backward, with the compiled and the reference kernels."""
-    found = {}
-    for which in ("cpu", "reference"):
+    digests = {}
+    for way in ("cpu", "reference"):
         for dtype in (torch.float32, torch.bfloat16):
-            values = _augmented(which, dtype) | _linear(which, dtype) | _updated(which, dtype)
+            values = _augmentation(way, dtype) | _linear(way, dtype) | _update(way, dtype)
             for order in (torch.contiguous_format, torch.channels_last):
                 for name, (function, shape, bias, options) in _maps().items():
                     values |= {
-                        f"{name}, {str(order)[6:]}, {what}": value
-                        for what, value in _gradients(function, shape, bias, options, which, dtype, order).items()
+                        f"{name}, {str(order)[6:]}, {part}": value
+                        for part, value in _gradients(function, shape, bias, options, way, dtype, order).items()
                     }
-            found |= {f"{which}, {str(dtype)[6:]}: {name}": digest(value) for name, value in values.items()}
-    return found
+            digests |= {f"{way}, {str(dtype)[6:]}: {name}": digest(value) for name, value in values.items()}
+    return digests
 
 
-def _gradients(function, shape, bias, options, which, dtype, order):
+def _gradients(function, shape, bias, options, way, dtype, order):
     random = torch.Generator().manual_seed(7)
     x = (20 * torch.randn(shape, generator=random)).round().div(4).to(dtype)  # with ties
     leaves = [x.contiguous(memory_format=order) if len(shape) == 4 else x]
     leaves += [torch.randn(shape[1], generator=random).to(dtype)] if bias else []
     if "kernels" in inspect.signature(function).parameters:
-        options = options | {"kernels": which}
+        options = options | {"kernels": way}
     y = function(*(leaf.requires_grad_() for leaf in leaves), **options)
     y.backward(torch.randn(y.shape, generator=random).to(dtype))
     return {"y": y, **dict(zip(("dx", "dbias"), (leaf.grad for leaf in leaves)))}
@@ -64,7 +64,7 @@ def _maps():
     }
 
 
-def _augmented(which, dtype):
+def _augmentation(way, dtype):
     random = torch.Generator().manual_seed(8)
     pictures = torch.randint(0, 256, (5, 19, 19, 3), generator=random, dtype=torch.uint8)
     top, left = (torch.randint(0, 9, (5,), generator=random) for _ in range(2))
@@ -72,31 +72,31 @@ def _augmented(which, dtype):
     shift = torch.randn((5, 3), generator=random)
     return {
         f"augment, mean_follows_crop={follows}": kernels.augment(
-            pictures, top, left, flip, mean, shift, 0.9, crop=11, mean_follows_crop=follows, dtype=dtype, kernels=which
+            pictures, top, left, flip, mean, shift, 0.9, crop=11, mean_follows_crop=follows, dtype=dtype, kernels=way
         )
         for follows in (True, False)
     }
 
 
-def _linear(which, dtype):
-    found = {}
+def _linear(way, dtype):
+    tensors = {}
     for rows, inputs, units in ((5, 33, 17), (5, 1031, 1033)):  # the second is large enough for oneDNN's product
         random = torch.Generator().manual_seed(9)
         leaves = [
             torch.randn(shape, generator=random).to(dtype).requires_grad_()
             for shape in ((rows, inputs), (units, inputs), (units,))
         ]
-        y = kernels.linear(*leaves, kernels=which)
+        y = kernels.linear(*leaves, kernels=way)
         y.backward(torch.randn(y.shape, generator=random).to(dtype))
         values = zip(("y", "dx", "dweight", "dbias"), (y, *(leaf.grad for leaf in leaves)))
-        found |= {f"linear of {inputs}, {what}": value for what, value in values}
-    return found
+        tensors |= {f"linear of {inputs}, {part}": value for part, value in values}
+    return tensors
 
 
-def _updated(which, dtype):
+def _update(way, dtype):
     random, shapes = torch.Generator().manual_seed(10), ((7, 5, 3, 3), (33,), (11, 13))
     w, g, v = ([torch.randn(shape, generator=random).to(dtype) for shape in shapes] for _ in range(3))
-    copies, sums = [torch.zeros_like(each, dtype=torch.bfloat16) for each in w], torch.zeros(3)
+    copies, sums = [torch.zeros_like(tensor, dtype=torch.bfloat16) for tensor in w], torch.zeros(3)
     kernels.paper_sgd_(
         w,
         g,
@@ -106,15 +106,17 @@ def _updated(which, dtype):
         weight_decays=[5e-4, 0.0, 1e-3],
         copies=copies,
         sums=sums,
-        kernels=which,
+        kernels=way,
     )
-    held = {"w": w, "v": v, "copy": copies, "sums": [sums]}
-    return {f"paper_sgd_, {what} {number}": each for what, some in held.items() for number, each in enumerate(some)}
+    groups = {"w": w, "v": v, "copy": copies, "sums": [sums]}
+    return {
+        f"paper_sgd_, {name} {number}": tensor for name, group in groups.items() for number, tensor in enumerate(group)
+    }
 
 
 def network():
     """The two towers called directly: initial weights, logits in training and in a test, every gradient."""
-    found = {}
+    digests = {}
     for preset in (paper, source2012, mini):
         recipe = preset()
         layers = tuple(dataclasses.replace(layer, maps=WIDTHS.get(layer.name), init_std=0.1) for layer in recipe.layers)
@@ -129,5 +131,5 @@ def network():
             values = {"trained": logits, "tested": net.eval()(images.to(dtype), images.to(dtype))}
             values |= {f"gradient of {name}": parameter.grad for name, parameter in net.named_parameters()}
             values |= {f"initial {name}": parameter for name, parameter in net.named_parameters()}
-            found |= {f"{recipe.name}, {str(dtype)[6:]}: {name}": digest(value) for name, value in values.items()}
-    return found
+            digests |= {f"{recipe.name}, {str(dtype)[6:]}: {name}": digest(value) for name, value in values.items()}
+    return digests
