@@ -384,14 +384,12 @@ class Trainer:
 
     def _say_how_to_go_on(self, interrupted):
         path = shlex.quote(str(self.run.path))
-        resumption, evaluation = f"the same command with --out {path} --resume auto", typed("evaluate", self.run.path)
+        command, test = f"the same command with --out {path} --resume auto", typed("evaluate", self.run.path)
         if self.whole:
-            say(f"all its steps are taken, but it is not tested; {resumption} tests it, or {evaluation}")
+            say(f"all its steps are taken, but it is not tested; {command} tests it, or {test}")
             return
         addition = "" if interrupted and self.step < self.last_step else " and a larger --steps, or without it"
-        say(
-            f"of {self.recipe_steps} steps at most; to go on, {resumption}{addition}; to test it as it is, {evaluation}"
-        )
+        say(f"of {self.recipe_steps} steps at most; to go on, {command}{addition}; to test it as it is, {test}")
 
     def describe_exchange(self) -> str:
         sum_of_pairs = self.training_step.describe_sum() if self.ranks.pairs > 1 else ""

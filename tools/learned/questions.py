@@ -31,27 +31,22 @@ def kernels(records):
     networks = of_two_towers(records)
     if not networks:
         return None
-    p = corrected({record["run"]: record["first_layer"]["division_p"] or 1.0 for record in networks})
+    p = corrected({net["run"]: net["first_layer"]["division_p"] or 1.0 for net in networks})
     rows, answers = [], []
     for arm, sample in by_arm(records).items():
         if arm == "one tower":
             # None where too few kernels learned
-            splits = [counts for record in sample if (counts := record["first_layer"]["halves_divided"])]
+            splits = [counts for net in sample if (counts := net["first_layer"]["halves_divided"])]
             hits, n = sum(hit for hit, _ in splits), sum(count for _, count in splits)
             if splits:
                 answers.append(f"of one tower's kernels, split at random, {hits} of {n} halves differ, at p of 0.01")
             continue
-        difference = over_seeds([abs(np.subtract(*record["first_layer"]["chroma"])) for record in sample])
-        hits = sum(p[record["run"]] <= LEVEL for record in sample)
+        difference = over_seeds([abs(np.subtract(*net["first_layer"]["chroma"])) for net in sample])
+        hits = sum(p[net["run"]] <= LEVEL for net in sample)
         answers.append(f"{arm}: different in {hits} of {seeds(sample)}, shares of chroma {span(difference, 2)} apart")
         rows += [
-            [
-                arm,
-                record["seed"],
-                *(f"{share:.2f}" for share in record["first_layer"]["chroma"]),
-                shown_p(p[record["run"]]),
-            ]
-            for record in sample
+            [arm, net["seed"], *(f"{share:.2f}" for share in net["first_layer"]["chroma"]), shown_p(p[net["run"]])]
+            for net in sample
         ]
     return (
         "Do the kernels of the first layers differ?",
@@ -67,46 +62,46 @@ def division(records):
     networks = of_two_towers(records)
     if not networks:
         return None
-    over_pictures = corrected({record["run"]: record["colour"]["p"] for record in networks})
-    over_deals = corrected({record["run"]: record["colour"]["p_halves"] for record in networks})
+    over_pictures = corrected({net["run"]: net["colour"]["p"] for net in networks})
+    over_deals = corrected({net["run"]: net["colour"]["p_halves"] for net in networks})
     arms = by_arm(networks)
     arm_p = corrected({arm: division_p(sample) for arm, sample in arms.items()})
     rows, answers = [], []
     for arm, sample in arms.items():
-        contrast = over_seeds([abs(record["colour"]["contrast"]) for record in sample])
-        chance = over_seeds([float(np.median(np.abs(record["colour"]["halves"]))) for record in sample])
-        hits = sum(record["colour"]["p_halves"] <= LEVEL for record in sample)
+        contrast = over_seeds([abs(net["colour"]["contrast"]) for net in sample])
+        chance = over_seeds([float(np.median(np.abs(net["colour"]["halves"]))) for net in sample])
+        hits = sum(net["colour"]["p_halves"] <= LEVEL for net in sample)
         answers.append(
             f"{arm}: contrast {span(contrast)} points, random deals of the kernels {span(chance)} (medians); p "
             f"{shown_p(arm_p[arm])} for {seeds(sample)} together, and {hits} of {len(sample)} by themselves "
             f"beyond the deals (p at most {LEVEL:g}, uncorrected)"
         )
-        for record in sample:
-            brightness = brightness_tower(record)
-            shares = record["colour"]["kept"]
+        for net in sample:
+            brightness = brightness_tower(net)
+            shares = net["colour"]["kept"]
             rows.append(
                 [
                     arm,
-                    record["seed"],
+                    net["seed"],
                     "ab"[brightness],
                     *(f"{shares['grey'][tower]:.0f} %" for tower in (brightness, 1 - brightness)),
                     *(f"{shares['colour alone'][tower]:.0f} %" for tower in (brightness, 1 - brightness)),
-                    f"{abs(record['colour']['contrast']):.0f}",
-                    shown_p(over_pictures[record["run"]]),
-                    f"{np.quantile(np.abs(record['colour']['halves']), 0.95):.0f}",
-                    f"{record['colour']['p_halves']:.2g}",
-                    shown_p(over_deals[record["run"]]),
+                    f"{abs(net['colour']['contrast']):.0f}",
+                    shown_p(over_pictures[net["run"]]),
+                    f"{np.quantile(np.abs(net['colour']['halves']), 0.95):.0f}",
+                    f"{net['colour']['p_halves']:.2g}",
+                    shown_p(over_deals[net["run"]]),
                 ]
             )
-    test = pairs(arms, lambda record: abs(record["colour"]["contrast"]))
+    test = pairs(arms, lambda net: abs(net["colour"]["contrast"]))
     if test:
         answers.append(
             f"with links less without, over {test.n} seeds: {test.mean:+.0f} points, p {test.p:.2g} by sign flips, "
             f"at best {test.least_p:.2g}"
         )
     n, deals = (
-        sorted({record["colour"]["n"] for record in networks}),
-        sorted({len(record["colour"]["halves"]) for record in networks}),
+        sorted({net["colour"]["n"] for net in networks}),
+        sorted({len(net["colour"]["halves"]) for net in networks}),
     )
     return (
         "Does one tower see brightness and the other colour?",
@@ -143,9 +138,9 @@ def errors(records):
     rows, answers = [], []
     sorts = ("intact", "grey", "colour alone", "shuffled colour", "low frequencies", "high frequencies")
     networks = of_two_towers(records)
-    p = corrected({(record["run"], look["pictures"]): look["p"] for record in networks for look in record["sight"]})
+    p = corrected({(net["run"], look["pictures"]): look["p"] for net in networks for look in net["sight"]})
     for arm, sample in by_arm(records).items():
-        by_sort = {sort: [by_name(record["sight"], "pictures", sort) for record in sample] for sort in sorts}
+        by_sort = {sort: [by_name(net["sight"], "pictures", sort) for net in sample] for sort in sorts}
         means = {sort: over_seeds([look["errors"]["whole"] for look in looks]) for sort, looks in by_sort.items()}
         answers.append(
             f"{arm}: {span(means['intact'], 1)} % error on intact pictures, {span(means['grey'], 1)} % on grey ones, "
@@ -159,15 +154,15 @@ def errors(records):
             by_tower = [
                 span(
                     over_seeds(
-                        [look["errors"][f"{'ab'[_tower(record, which)]} sees"] for record, look in zip(sample, looks)]
+                        [look["errors"][f"{'ab'[_tower(net, which)]} sees"] for net, look in zip(sample, looks)]
                     ),
                     1,
                 )
                 for which in (0, 1)
             ]
-            hits = sum(p[record["run"], sort] <= LEVEL for record in sample)
+            hits = sum(p[net["run"], sort] <= LEVEL for net in sample)
             rows.append([*row, *(f"{mean} %" for mean in by_tower), f"{hits} of {len(sample)}"])
-    n = sorted({record["lesions"]["n"] for record in records})
+    n = sorted({net["lesions"]["n"] for net in records})
     return (
         "What does it cost to lose colours, or brightness?",
         answers,
@@ -189,12 +184,7 @@ def needed(records):
         meeting_place = next((lesion["place"] for lesion in sample[0]["lesions"]["links"]), None)
         for number, place in enumerate(dict.fromkeys(lesion["place"] for lesion in sample[0]["lesions"]["towers"])):
             towers, links = (
-                [
-                    (record, lesion)
-                    for record in sample
-                    for lesion in record["lesions"][part]
-                    if lesion["place"] == place
-                ]
+                [(net, lesion) for net in sample for lesion in net["lesions"][part] if lesion["place"] == place]
                 for part in ("towers", "links")
             )
             rows.append(_row_of_place(arm, place, sample, towers, links, p))
@@ -202,7 +192,7 @@ def needed(records):
                 answers.append(_where_they_meet(arm, place, towers, links))
             if number == 0:
                 answers.append(_wherever_read(arm, sample, towers, p))
-    n = sorted({record["lesions"]["n"] for record in networks})
+    n = sorted({net["lesions"]["n"] for net in networks})
     return (
         "Is each tower needed, and where?",
         answers,
@@ -217,18 +207,18 @@ def needed(records):
 def _looks(records):
     """{(run, place, what is silenced, or "contrast"): p}."""
     looks = {}
-    for record in records:
-        for lesion in (*record["lesions"]["towers"], *record["lesions"]["links"]):
-            looks[record["run"], lesion["place"], lesion["silenced"]] = lesion["p"]
-        for contrast in record["lesions"]["contrasts"]:
-            looks[record["run"], contrast["place"], "contrast"] = contrast["p"]
+    for net in records:
+        for lesion in (*net["lesions"]["towers"], *net["lesions"]["links"]):
+            looks[net["run"], lesion["place"], lesion["silenced"]] = lesion["p"]
+        for contrast in net["lesions"]["contrasts"]:
+            looks[net["run"], contrast["place"], "contrast"] = contrast["p"]
     return looks
 
 
 def _row_of_place(arm, place, sample, towers, links, p):
-    """Of the table of `needed`. towers, links: (record, lesion) of each that is silenced there."""
-    contrasts = [(record, by_name(record["lesions"]["contrasts"], "place", place)) for record in sample]
-    hits = sum(p[record["run"], place, "contrast"] <= LEVEL for record, _ in contrasts)
+    """Of the table of `needed`. towers, links: (network's record, lesion) of each that is silenced there."""
+    contrasts = [(net, by_name(net["lesions"]["contrasts"], "place", place)) for net in sample]
+    hits = sum(p[net["run"], place, "contrast"] <= LEVEL for net, _ in contrasts)
     return [
         arm,
         "all of these" if place == "all" else place,
@@ -256,12 +246,12 @@ def _wherever_read(arm, sample, towers, p):
     whole, of_tower, of_halves = (
         span(over_seeds(values), 1)
         for values in (
-            [record["lesions"]["error"] for record in sample],
+            [net["lesions"]["error"] for net in sample],
             [lesion["error"] for _, lesion in towers],
             [lesion["halves_error"][1] for _, lesion in towers],
         )
     )
-    hits = sum(p[record["run"], lesion["place"], lesion["silenced"]] <= LEVEL for record, lesion in towers)
+    hits = sum(p[net["run"], lesion["place"], lesion["silenced"]] <= LEVEL for net, lesion in towers)
     return (
         f"{arm}: error {whole} % whole, {of_tower} % with one tower silenced wherever it is read, worse in {hits} of "
         f"{len(towers)} cases; {of_halves} % with a random half of both silenced there"
@@ -273,19 +263,15 @@ def classes(records):
     networks = of_two_towers(records)
     if not networks:
         return None
-    p = corrected({record["run"]: record["classes"]["p"] for record in networks})
-    class_p = corrected(
-        {(record["run"], name): p for record in networks for name, _, _, _, p in record["classes"]["classes"]}
-    )
+    p = corrected({net["run"]: net["classes"]["p"] for net in networks})
+    class_p = corrected({(net["run"], name): p for net in networks for name, _, _, _, p in net["classes"]["classes"]})
     arms = by_arm(networks)
     agreement = {arm: consistency(sample) for arm, sample in arms.items() if len(sample) > 1}
     agreement_p = corrected({arm: measures[1] for arm, measures in agreement.items()})
     rows, answers = [], []
     for arm, sample in arms.items():
-        spread, chance = (
-            over_seeds([record["classes"][name] for record in sample]) for name in ("spread", "by_chance")
-        )
-        hits = sum(p[record["run"]] <= LEVEL for record in sample)
+        spread, chance = (over_seeds([net["classes"][name] for net in sample]) for name in ("spread", "by_chance"))
+        hits = sum(p[net["run"]] <= LEVEL for net in sample)
         answer = (
             f"{arm}: the classes' leanings spread by {span(spread, 1)} points, {span(chance, 1)} by chance; more than "
             f"chance in {hits} of {seeds(sample)}"
@@ -302,11 +288,11 @@ def classes(records):
             for name in names:
                 values = over_seeds(by_class[name])
                 count = sum(
-                    class_p[record["run"], name] <= LEVEL and np.sign(value) == np.sign(values.mean)
-                    for record, value in zip(sample, by_class[name])
+                    class_p[net["run"], name] <= LEVEL and np.sign(value) == np.sign(values.mean)
+                    for net, value in zip(sample, by_class[name])
                 )
                 rows.append([arm, f"{word} tower", name, f"{span(values)}", f"{count} of {len(sample)}"])
-    n = sorted({record["classes"]["n"] for record in networks})
+    n = sorted({net["classes"]["n"] for net in networks})
     return (
         "Which classes lean on which tower?",
         answers,
@@ -325,19 +311,19 @@ def classes(records):
 def grown(records):
     """When do the towers part?"""
     networks = of_two_towers(records)
-    if not any(record.get("growth") for record in networks):
+    if not any(net.get("growth") for net in networks):
         return None
     rows, answers = [], []
     for arm, sample in by_arm(networks).items():
-        runs = [record for record in sample if record.get("growth")]
-        starts = [record["growth"]["begins"] for record in runs if record["growth"]["begins"] is not None]
+        runs = [net for net in sample if net.get("growth")]
+        starts = [net["growth"]["begins"] for net in runs if net["growth"]["begins"] is not None]
         # of runs whose first layer was not kept nothing is known
         cases = f"{seeds(runs)} whose first layer was kept{'' if len(runs) == len(sample) else f' (of {len(sample)})'}"
         if not runs:
             answers.append(f"{arm}: no first layer was kept as it grew, in {seeds(sample)}")
             continue
-        onset = f", from step {steps(starts)} of {steps([record['step'] for record in runs])} on" if starts else ""
-        turns = sum(bool(record["growth"]["turns"]) for record in runs)
+        onset = f", from step {steps(starts)} of {steps([net['step'] for net in runs])} on" if starts else ""
+        turns = sum(bool(net["growth"]["turns"]) for net in runs)
         answers.append(
             f"{arm}: divided at the end in {len(starts)} of {cases}{onset}; the other tower becomes the more "
             f"colourful one in {turns}"
@@ -345,14 +331,12 @@ def grown(records):
         rows += [
             [
                 arm,
-                record["seed"],
-                record["growth"]["moments"],
-                "not"
-                if record["growth"]["begins"] is None
-                else f"{record['growth']['begins']:,} of {record['step']:,}",
-                ", ".join(f"{step:,}" for step in record["growth"]["turns"]) or "none",
+                net["seed"],
+                net["growth"]["moments"],
+                "not" if net["growth"]["begins"] is None else f"{net['growth']['begins']:,} of {net['step']:,}",
+                ", ".join(f"{step:,}" for step in net["growth"]["turns"]) or "none",
             ]
-            for record in runs
+            for net in runs
         ]
     return (
         "When do the towers part?",
@@ -382,21 +366,19 @@ def answers(records: Sequence[dict], across: Sequence[dict]) -> list[Answer]:
 def rise(lesions, p):
     increase = over_seeds([points(lesion) for _, lesion in lesions])
     hits = sum(
-        p[record["run"], lesion["place"], lesion["silenced"]] <= LEVEL and points(lesion) > 0
-        for record, lesion in lesions
+        p[net["run"], lesion["place"], lesion["silenced"]] <= LEVEL and points(lesion) > 0 for net, lesion in lesions
     )
     return f"{span(increase, 1)}; {hits} of {len(lesions)}"
 
 
-def half(record, lesion):
-    return lesion["halves_error"][1] - record["lesions"]["error"]
+def half(net, lesion):
+    return lesion["halves_error"][1] - net["lesions"]["error"]
 
 
 def pairs(arms, value):
     """The `Paired` of towers with links less those without, of the seeds that both have; None of fewer than two."""
     free, linked = (
-        {record["seed"]: value(record) for record in arms.get(f"towers {word} links", [])}
-        for word in ("without", "with")
+        {net["seed"]: value(net) for net in arms.get(f"towers {word} links", [])} for word in ("without", "with")
     )
     both = shared_seeds(arms)
     return paired([free[seed] for seed in both], [linked[seed] for seed in both]) if len(both) > 1 else None
@@ -404,10 +386,10 @@ def pairs(arms, value):
 
 def shared_seeds(arms):
     """The seeds that the towers with links and those without have, each once."""
-    free, linked = ([record["seed"] for record in arms.get(f"towers {word} links", [])] for word in ("without", "with"))
+    free, linked = ([net["seed"] for net in arms.get(f"towers {word} links", [])] for word in ("without", "with"))
     return [seed for seed in dict.fromkeys(free) if seed in linked]
 
 
-def _tower(record, which):
+def _tower(net, which):
     """The brightness tower (0), or the other (1)."""
-    return brightness_tower(record) ^ which
+    return brightness_tower(net) ^ which
