@@ -152,11 +152,11 @@ def _refuse(options):
                 f"--set {setting}: the arms have names of their own, and their seeds by --seeds K and --first-seed S"
             )
     if options.larger:
-        larger_count, data_count = (len(opened(data, SMALLEST).classes) for data in (options.larger, options.data))
-        if larger_count <= data_count:
+        larger_classes, data_classes = (len(opened(data, SMALLEST).classes) for data in (options.larger, options.data))
+        if larger_classes <= data_classes:
             raise UserError(
-                f"--larger {options.larger}: it has {larger_count:,} classes and --data {options.data} has "
-                f"{data_count:,}; pre-training is on a set of more"
+                f"--larger {options.larger}: it has {larger_classes:,} classes and --data {options.data} has "
+                f"{data_classes:,}; pre-training is on a set of more"
             )
     if options.seeds is not None and options.seeds > 20:
         raise UserError(

@@ -63,10 +63,10 @@ def _refuse_given(options, names, what):
 
 def _border(options):
     compute_as_in_training()
-    network, facts = load_run(options.border, options.gpus, options.kernels)
+    network, training = load_run(options.border, options.gpus, options.kernels)
     split = open_dataset(options.data, network.recipe.stored_size, ("val",)).splits["val"]
     pictures = [split.read(number) for number in range(min(len(split), MOST_PICTURES))]
-    difference = border_difference(network, centre_images(network, facts.statistics, pictures))
+    difference = border_difference(network, centre_images(network, training.statistics, pictures))
     for layer in difference.layers:
         maps = f"maps {', '.join(map(str, layer.maps))} of {layer.of}" if layer.maps else f"none of {layer.of} maps"
         say(f"{layer.layer}: the border changes {maps}, by {layer.mean:.2%} in the mean, {layer.largest:.2%} at most")

@@ -59,28 +59,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         durable_files.refuse_output("--page", options.page)
     compute_as_in_training()
     with lines_on_stderr():  # standard output holds the answers alone
-        network, facts = load_run(options.run, options.gpus, options.kernels)
-    words = in_words(facts.classes, class_words(options.run, facts.classes), options.synsets)
-    class_names, answers = apart_by_number(facts.classes), []
+        network, training = load_run(options.run, options.gpus, options.kernels)
+    words = in_words(training.classes, class_words(options.run, training.classes), options.synsets)
+    class_names, answers = apart_by_number(training.classes), []
     for path, picture, prediction in map_pictures(
         options.pictures,
         network.recipe.stored_size,
-        lambda batch: zip(*predict(network, facts.statistics, batch, options.views, options.top)),
+        lambda batch: zip(*predict(network, training.statistics, batch, options.views, options.top)),
     ):
         if prediction is None:
             answers.append({"file": path, "error": str(picture)})
             continue
         if options.page is not None:
-            _write_page(options, network, facts, path, picture, words)
+            _write_page(options, network, training, path, picture, words)
         top = [
-            {"class": facts.classes[label], "name": words[label], "label": label, "probability": probability}
+            {"class": training.classes[label], "name": words[label], "label": label, "probability": probability}
             for probability, label in zip(*(tensor.tolist() for tensor in prediction))
         ]
         answers.append({"file": path, "top": top})
         if not options.json and options.csv != STDIN:
             _tell(path, top, class_names)
     if options.json:
-        header = {"run": options.run, "checkpoint": facts.checkpoint.name, "views": options.views}
+        header = {"run": options.run, "checkpoint": training.checkpoint.name, "views": options.views}
         print(json.dumps({**header, "pictures": answers}, indent=1))
     if options.csv:
         content = _table(answers, min(options.top, len(words)), class_names).encode(errors="surrogateescape")
@@ -111,7 +111,7 @@ def _tell(path, top, class_names):
         say(f"  {100 * place['probability']:6.2f} %  {printable(words)}")
 
 
-def _write_page(options, network, facts, path, picture, words):
+def _write_page(options, network, training, path, picture, words):
     # Imported late, and below: who asks for classes alone doesn't wait for what draws.
     from .analysis.figure_4 import told_apart
     from .analysis.one_picture import through
@@ -119,11 +119,11 @@ def _write_page(options, network, facts, path, picture, words):
 
     recipe = network.recipe
     means, caption = (
-        _means(options, network, facts) if recipe.towers == 2 else (None, "It has one tower: nothing crosses.")
+        _means(options, network, training) if recipe.towers == 2 else (None, "It has one tower: nothing crosses.")
     )
     (top, left, _), side = centre_view(recipe)[0], recipe.crop_size
-    view, names = picture[top : top + side, left : left + side], told_apart(facts.classes, words)
-    passage = through(network, centre_images(network, facts.statistics, [picture]), means)
+    view, names = picture[top : top + side, left : left + side], told_apart(training.classes, words)
+    passage = through(network, centre_images(network, training.statistics, [picture]), means)
     if options.page.endswith(".png"):
         draw_page(options.page, view, passage, names)
     else:
@@ -136,25 +136,25 @@ def _write_page(options, network, facts, path, picture, words):
             network.merged_state(weight_name)[weight_name].float().numpy(),
             names,
             f"{recipe.name} on {len(words):,} classes, run {os.path.basename(os.path.realpath(options.run))}, "
-            f"{facts.checkpoint.name}. {synsets.hint(names)}".rstrip(),
+            f"{training.checkpoint.name}. {synsets.hint(names)}".rstrip(),
             caption,
             recipe,
         )
     say(f"wrote {printable(options.page)}")
 
 
-def _means(options, network, facts):
+def _means(options, network, training):
     """(means as `layer_outputs` takes them, in words of what); (None, why) if the run has none, its own data can't be
     read and nobody named others."""
     from .analysis.layer_outputs import on_devices, unit_means_of
 
     unit_means, recipe = None, network.recipe
     if options.data is None:
-        unit_means = load_unit_means(options.run, recipe, len(facts.classes))
+        unit_means = load_unit_means(options.run, recipe, len(training.classes))
     if unit_means is None:
         try:
             dataset = (
-                open_data_of_run(options.run, facts.source, recipe.stored_size, ("val",))
+                open_data_of_run(options.run, training.source, recipe.stored_size, ("val",))
                 if options.data is None
                 else open_dataset(options.data, recipe.stored_size, ("val",))
             )
@@ -163,7 +163,7 @@ def _means(options, network, facts):
                 raise
             complain(error)
             return None, f"Nothing is shown as off: the means would be over the run's own data, and {error}."
-        unit_means = unit_means_of(network, facts.statistics, dataset)
+        unit_means = unit_means_of(network, training.statistics, dataset)
     words = f"Off: an output is put to its mean over {unit_means.over}, unit by unit, under the centre view."
     return on_devices(unit_means, network), words
 

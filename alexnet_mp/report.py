@@ -81,16 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         in_words(index_run.dataset.classes, index_run.dataset.classes, options.synsets)
     pictures = index_run if index_run is None or options.split in SPLITS else _run_on(options, (options.split,))
     index = None if index_run is None else _index(options)
-    network, facts = load_run(first_run, options.gpus, options.kernels)
-    recipe = facts.recipe
-    own_words = class_words(first_run, facts.classes) if index is None else index.described.source.class_names
-    words = in_words(facts.classes, own_words, options.synsets)
-    names = told_apart(facts.classes, words)
-    answers = None if pictures is None else _answers(options, network, facts.statistics, pictures)
+    network, trained = load_run(first_run, options.gpus, options.kernels)
+    recipe = trained.recipe
+    own_words = class_words(first_run, trained.classes) if index is None else index.described.source.class_names
+    words = in_words(trained.classes, own_words, options.synsets)
+    names = told_apart(trained.classes, words)
+    answers = None if pictures is None else _answers(options, network, trained.statistics, pictures)
     out.mkdir(parents=True, exist_ok=True)
     page.begin(out / page.NAME)
     name, (kernels, towers, _) = next(iter(layers.items()))
-    step = int(facts.checkpoint.name.rpartition("_")[2])
+    step = int(trained.checkpoint.name.rpartition("_")[2])
     if pictures is None:
         say(f"{message}; the parts that need pictures are left out")
         likeness, *tower_parts = (_placeholder(part, message) for part in (SIMILARITY, LESIONS, SIGHT))
@@ -103,13 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             first_run,
             step,
             network,
-            facts.statistics,
+            trained.statistics,
             dict(list(runs.items())[1:]),
             Pictures(samples, options.split, pictures.batch_size),
             options.gpus,
             options.kernels,
         )
-        tower_parts = _of_towers(out, network, facts.statistics, split, options, kernels, names)
+        tower_parts = _of_towers(out, network, trained.statistics, split, options, kernels, names)
         picture_parts = [
             figure_4_left(out, picture_guesses, numbers, split, options.split, names),
             figure_4_right(out, index, index_run.dataset, words),

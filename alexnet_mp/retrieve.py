@@ -82,11 +82,11 @@ def _query(options):
         )
         return zip(*search(queries, options.k))
 
-    for path, picture, answer in map_pictures(options.pictures, network.recipe.stored_size, search_batch):
-        if answer is None:
+    for path, picture, result in map_pictures(options.pictures, network.recipe.stored_size, search_batch):
+        if result is None:
             answers.append({"file": path, "error": str(picture)})
             continue
-        pairs = zip(*(column.tolist() for column in answer))  # distance, number
+        pairs = zip(*(column.tolist() for column in result))  # distance, number
         neighbours = [neighbour(index, search.labels, names, *pair) for pair in pairs]
         answers.append({"file": path, "nearest": neighbours})
         if not options.json:

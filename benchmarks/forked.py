@@ -29,10 +29,10 @@ class Side:
 
     def join(self, *tensors):
         """The current stream comes after all that was launched `aside`."""
-        stream = torch.cuda.current_stream(self.stream.device)
-        stream.wait_stream(self.stream)
+        caller_stream = torch.cuda.current_stream(self.stream.device)
+        caller_stream.wait_stream(self.stream)
         for tensor in tensors:
-            tensor.record_stream(stream)
+            tensor.record_stream(caller_stream)
 
     @contextmanager
     def aside(self):
@@ -81,8 +81,8 @@ def change(network, joined=False, side=None):
                 maps_a = layer_a(maps_a, a.step)
                 continue
             if joined and maps_a is maps_b:
-                maps_a, maps_b, bias_a, bias_b = both_products(layer_a, layer_b, maps_a)
-                steps = (layer_a.apply_epilogue, (bias_a, a.step)), (layer_b.apply_epilogue, (bias_b, b.step))
+                maps_a, maps_b, late_bias_a, late_bias_b = both_products(layer_a, layer_b, maps_a)
+                steps = (layer_a.apply_epilogue, (late_bias_a, a.step)), (layer_b.apply_epilogue, (late_bias_b, b.step))
             else:
                 steps = (layer_a, (a.step,)), (layer_b, (b.step,))
             if not aside:
@@ -142,9 +142,11 @@ def lay_out(network, dtype):
         if (number == 0 or layer.reads == "both") and layer.towers == "each":
             pair = getattr(a, layer.name), getattr(b, layer.name)
             for name in ("weight", "bias"):
-                parameters = [getattr(part, name) for part in pair]
+                parameters = [getattr(owner, name) for owner in pair]
                 for parameter, half in zip(parameters, torch.cat(parameters).chunk(2), strict=True):
                     parameter.data = half
                 if dtype != network.dtype:
-                    for part, half in zip(pair, torch.cat([part.kept[name][0] for part in pair]).chunk(2), strict=True):
-                        part.kept[name] = half, getattr(part, name)._version
+                    for owner, half in zip(
+                        pair, torch.cat([owner.kept[name][0] for owner in pair]).chunk(2), strict=True
+                    ):
+                        owner.kept[name] = half, getattr(owner, name)._version

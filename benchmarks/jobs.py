@@ -32,7 +32,7 @@ class Job:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         context, self.ends, self.processes = multiprocessing.get_context("spawn"), [], []
-        for rank, group in enumerate(devices):
+        for rank, own_devices in enumerate(devices):
             env = {
                 "RANK": str(rank),
                 "WORLD_SIZE": str(len(devices)),
@@ -42,7 +42,7 @@ class Job:
             }
             parent_end, child_end = context.Pipe()
             process = context.Process(
-                target=_serve, args=(child_end, env, group, threads, batch, apart, microbatch, recipe or paper())
+                target=_serve, args=(child_end, env, own_devices, threads, batch, apart, microbatch, recipe or paper())
             )
             process.start()
             child_end.close()

@@ -83,8 +83,10 @@ def recorded_times(device=None, folder=RECORDS):
     for path in sorted(Path(folder).glob("*/*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         for name, seconds in (record.get("took") or {}).items() if isinstance(record, dict) else ():
-            machine, date = record["machine"]["device"], record["date"]
-            candidates.setdefault(name, []).append(((machine == device, date), (seconds, machine, date[:10])))
+            record_device, date = record["machine"]["device"], record["date"]
+            candidates.setdefault(name, []).append(
+                ((record_device == device, date), (seconds, record_device, date[:10]))
+            )
     return {name: max(times)[1] for name, times in candidates.items()}
 
 

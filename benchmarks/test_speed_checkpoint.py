@@ -56,9 +56,9 @@ def test_checkpoint(variant, benchmark, measured, rounds, request):
         benchmark.extra_info.update(compare(turns, "round", None, ("step",))[variant])
     if variant == "snapshot":
         median = {name: float(np.median(values)) for name, values in seconds.items()}
-        loss = median["snapshot"] + conditions["steps_meanwhile"] * max(0.0, median["step-meanwhile"] - median["step"])
+        cost = median["snapshot"] + conditions["steps_meanwhile"] * max(0.0, median["step-meanwhile"] - median["step"])
         benchmark.extra_info.update(
-            pct_of_training=100 * loss / INTERVAL, pct_of_roof=100 * median["copy"] / median["snapshot"]
+            pct_of_training=100 * cost / INTERVAL, pct_of_roof=100 * median["copy"] / median["snapshot"]
         )
 
 
@@ -71,10 +71,10 @@ def measure(batch, rounds, directory):
     training.step()  # the velocities come to be
     content, copies = training.trainer.snapshot(), training.copy()
     training.step()
-    for state, tensors in zip((content.weights, content.velocity), copies, strict=True):  # of the step before
+    for merged, tensors in zip((content.weights, content.velocity), copies, strict=True):  # of the step before
         assert (
-            all(torch.equal(state[name], torch.cat(parts)) for name, parts in tensors.items())
-            and state.keys() == tensors.keys()
+            all(torch.equal(merged[name], torch.cat(parts)) for name, parts in tensors.items())
+            and merged.keys() == tensors.keys()
         )
     assert not torch.equal(content.weights["fc8.weight"], training.network.merged_state()["fc8.weight"])
     del content, copies

@@ -49,8 +49,8 @@ def sets(tmp_path_factory):
 
 def picture(random, size=256):
     """(256, 256, 3) uint8: brightness and two weaker colours, each noise whose amplitude falls as 1/frequency."""
-    frequencies = np.fft.fftfreq(size)
-    frequency = np.hypot(frequencies[:, None], frequencies[None, : size // 2 + 1])
+    axis = np.fft.fftfreq(size)
+    frequency = np.hypot(axis[:, None], axis[None, : size // 2 + 1])
     frequency[0, 0] = np.inf
     layers = [np.fft.irfft2(np.fft.rfft2(random.normal(size=(size, size))) / frequency) for _ in range(3)]
     brightness, *colours = (layer / layer.std() for layer in layers)
@@ -151,9 +151,9 @@ def measure(sets, device, batch, rounds, kinds):
         oracle.use(sets[VARIANTS[kind][1]].statistics)
         with (
             batches(sets, kind, recipe, device) as source,
-            closing(oracle.train(0, 1, lambda epoch: recipe.colour_noise)) as reference,
+            closing(oracle.train(0, 1, lambda epoch: recipe.colour_noise)) as oracle_batches,
         ):
-            assert torch.equal(next(source).images[0], next(reference).images[0])
+            assert torch.equal(next(source).images[0], next(oracle_batches).images[0])
     runs = {kind: {"batch": []} for kind in there(kinds)}
     for turn in rounds_in(rounds=rounds):
         for kind in np.random.default_rng(turn).permutation(list(runs)):

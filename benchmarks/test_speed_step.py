@@ -107,7 +107,7 @@ def measure(dtype, batch, names, rounds):
     images, labels = images.to(memory_format=torch.channels_last), (torch.arange(batch) % 1000).to(DEVICE)
     errors = check_answers(images[:16], labels[:16], names)
     towers, ours, variants, figures = TwoTowerAlexNet(paper(), (DEVICE, DEVICE)), images.to(DTYPES[dtype]), {}, {}
-    failures = {}  # kept until the others are timed: a graph that is dropped frees what others of its stream need
+    keepalive = {}  # kept until the others are timed: a graph that is dropped frees what others of its stream need
     try:
         for name in names:
             try:
@@ -119,17 +119,17 @@ def measure(dtype, batch, names, rounds):
                 for _ in range(WARM_UP + 3 if name == "graphs" else 1):
                     step.step()  # of graphs eager ones and captures
             except Exception as error:
-                errors[name], failures[name] = bare(error), variants.pop(name, None)
+                errors[name], keepalive[name] = bare(error), variants.pop(name, None)
         before = clocks(DEVICE)
         seconds, _ = time_interleaved(variants, DEVICE, rounds)
     finally:
-        if process := (variants | failures).get("default-allocator"):
+        if process := (variants | keepalive).get("default-allocator"):
             process.end()
     if DEVICE.type == "cuda":
-        limits = machine_limits.measure(DEVICE, DTYPES[dtype])
+        ceilings = machine_limits.measure(DEVICE, DTYPES[dtype])
         # the model takes a bf16 product's, and half of it for float32
-        product = limits.tflops * (2 if dtype == "fp32" else 1)
-        bound = roofline.step(paper(), batch, dtype, limits.bandwidth, product)["step"] / 1e3
+        product = ceilings.tflops * (2 if dtype == "fp32" else 1)
+        bound = roofline.step(paper(), batch, dtype, ceilings.bandwidth, product)["step"] / 1e3
         for name, step in variants.items():
             figures.setdefault(name, {})["launch_s"] = launch_seconds(step)
             if name not in ("no-lrn", "default-allocator"):
@@ -204,7 +204,7 @@ def check_answers(images, labels, names):
         return loss.item(), first(network).weight.grad[:48].clone()
 
     eager = EagerTowers(recipe).take(towers).to(DEVICE)
-    eager_loss, gradient = note(eager, lambda network: network.towers[0]["conv1"])
+    eager_loss, eager_gradient = note(eager, lambda network: network.towers[0]["conv1"])
     ways = {  # how each is made, its first layer, how often it takes the images
         "towers": (lambda: towers, lambda network: network.towers[0].conv1, 2),
         "reference": (
@@ -221,8 +221,8 @@ def check_answers(images, labels, names):
             answers[name] = note(make(), *arguments)
         except Exception as error:
             errors[name] = bare(error)
-    for name, (loss, candidate) in answers.items():
-        error = ((candidate - gradient).norm() / gradient.norm()).item()
+    for name, (loss, gradient) in answers.items():
+        error = ((gradient - eager_gradient).norm() / eager_gradient.norm()).item()
         if loss != pytest.approx(eager_loss, rel=1e-4):
             errors[name] = AssertionError(f"{name}: a loss of {loss}, eager {eager_loss}")
         elif not error < 2e-2:

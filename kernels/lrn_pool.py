@@ -362,8 +362,8 @@ def _differentiable_gradients(ctx, dy, x, bias):
     """dx and dbias with a history, by the reference; None where they aren't wanted."""
     inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in (x, bias)]  # dy may depend on x, too
     y = _reference(*inputs, *ctx.arguments[:-1])
-    targets = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad) if needed]
-    gradients = iter(torch.autograd.grad(y, targets, dy, create_graph=True))
+    needed_inputs = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad) if needed]
+    gradients = iter(torch.autograd.grad(y, needed_inputs, dy, create_graph=True))
     return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:2]]
 
 

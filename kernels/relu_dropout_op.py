@@ -121,8 +121,8 @@ def _backward(dy, y, sums, kernels):
     from . import relu_dropout_triton
 
     dy, y = (tensor.contiguous(memory_format=memory_format(dx)) for tensor in (dy, y))
-    bias_gradient = relu_dropout_triton.backward(dy, y, dx, sums)
-    return dx, bias_gradient if sums else dbias
+    total = relu_dropout_triton.backward(dy, y, dx, sums)
+    return dx, total if sums else dbias
 
 
 @_backward.register_fake

@@ -122,14 +122,14 @@ def disassemble(cubin):
     for blocks in kernels.values():
         blocks[:] = [block for block in blocks if block.instructions or block.label]
         labels = {block.label: block for block in blocks if block.label}
-        for block, successor in zip(blocks, [*blocks[1:], None]):
+        for block, fallthrough in zip(blocks, [*blocks[1:], None]):
             last = block.instructions[-1] if block.instructions else ""
             if re.search(r"\b(RET|BRX|JMP)\b", last):  # CALL.REL.NOINC without a RET is a far jump
                 raise ValueError(f"{last!r}: returns and indirect jumps are not followed")
             block.next = [labels[target] for target in re.findall(r"(?:BRA|CALL).*`\((\.L_\w+)\)", last)]
             unconditional = re.match(r"(BRA|EXIT|CALL)\b", last) and not re.match(r"BRA(\.\w+)* !?U?P\d", last)
-            if not unconditional and successor is not None:
-                block.next.append(successor)
+            if not unconditional and fallthrough is not None:
+                block.next.append(fallthrough)
     return kernels
 
 
@@ -137,13 +137,13 @@ def cycles(blocks):
     """The sets of blocks that can reach each other: the loops, outermost only."""
 
     def reachable(start):
-        successors, stack = set(), list(start.next)
+        descendants, stack = set(), list(start.next)
         while stack:
             block = stack.pop()
-            if block not in successors:
-                successors.add(block)
+            if block not in descendants:
+                descendants.add(block)
                 stack.extend(block.next)
-        return successors
+        return descendants
 
     reach = {block: reachable(block) for block in blocks}
     return {

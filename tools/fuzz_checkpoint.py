@@ -130,16 +130,16 @@ def run(inputs, seed, only=None):
         for number in range(inputs) if only is None else [only]:
             restore(place, original)
             draws, input_start = random.Random(f"{seed} {number}"), time.perf_counter()
-            action, must_be_found = mutate(draws, place, original)
+            mutation, must_be_found = mutate(draws, place, original)
             try:
                 loaded = check(draws, place, must_be_found, original, Path(folder) / "again")
                 result.loaded += loaded
                 result.refused += not loaded
-                result.kinds[action.split()[0], "loaded" if loaded else "refused"] += 1
+                result.kinds[mutation.split()[0], "loaded" if loaded else "refused"] += 1
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a panic of the library in Rust is no Exception
-                result.failures.append((number, action, f"{type(error).__name__}: {error}"))
+                result.failures.append((number, mutation, f"{type(error).__name__}: {error}"))
                 if only is not None:
                     traceback.print_exc()
             result.slowest = max(result.slowest, (time.perf_counter() - input_start, number))

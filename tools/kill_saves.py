@@ -183,7 +183,7 @@ def _where(process, shm):
 def kill_saves(run, kills, seed):
     """Kill and look, `kills` times: (where the kills fell, what was lost, how many first kills left a name of no
     checkpoint)."""
-    choose, shm, places, losses, debris, step = random.Random(seed), mmap.mmap(-1, 16), Counter(), [], 0, 1
+    choose, shm, places, failures, debris, step = random.Random(seed), mmap.mmap(-1, 16), Counter(), [], 0, 1
     start = time.perf_counter()
     checkpoints.put(run, checkpoint_of(0))
     seconds = 3 * (time.perf_counter() - start) + 0.01  # a few saves, and the start of the process
@@ -202,9 +202,9 @@ def kill_saves(run, kills, seed):
             names = [name for name in os.listdir(run / checkpoints.CHECKPOINTS) if checkpoints.step_of(name) is None]
             assert not names, f"left after the recovery: {names}"
         except (AssertionError, ValueError, IndexError) as error:  # UserError is a ValueError
-            losses.append(f"kill {places.total()}: {error!r}")
+            failures.append(f"kill {places.total()}: {error!r}")
         step = max(checkpoints.listing(run), default=step) + 1
-    return places, losses, debris
+    return places, failures, debris
 
 
 def main(arguments=None):
@@ -218,17 +218,17 @@ def main(arguments=None):
     torch.set_num_threads(1)  # a forked process has no other threads
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=options.directory) as run:
-        places, losses, debris = kill_saves(Path(run), options.kills, options.seed)
+        places, failures, debris = kill_saves(Path(run), options.kills, options.seed)
     for stage in STAGES:
-        calls = {call: count for (place, call), count in places.most_common() if place == stage}
+        calls = {call: count for (where, call), count in places.most_common() if where == stage}
         print(f"{stage:8} {sum(calls.values()):6,}  " + ", ".join(f"{call} {count}" for call, count in calls.items()))
-    for line in losses[:20]:
+    for line in failures[:20]:
         print(line)
     print(
         f"{places.total():,} kills in {time.perf_counter() - start:.0f} s; {debris:,} left something half done; "
-        f"lost checkpoints: {len(losses)}"
+        f"lost checkpoints: {len(failures)}"
     )
-    return 1 if losses else 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

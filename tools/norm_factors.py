@@ -38,7 +38,7 @@ def main(arguments=None):
 @torch.inference_mode()
 def norm_factors(run, data=None, most=1_000_000):
     """{"conv1 lrn": factors of at most `most` outputs that are not 0, (n,) float32} of the run's first tower."""
-    (test_run,) = open_runs([run], data, gpus="cpu", kernels="reference", pipeline="torch", workers=0)
+    (opened_run,) = open_runs([run], data, gpus="cpu", kernels="reference", pipeline="torch", workers=0)
     network, _ = load_run(run, "cpu", "reference")
     factors = {}
     for name, module in network.towers[0].named_children():
@@ -46,7 +46,7 @@ def norm_factors(run, data=None, most=1_000_000):
             module.register_forward_pre_hook(
                 lambda module, inputs, name=name: factors.update(_of_layer(name, module, inputs[0], most))
             )
-    with closing(test_run.pipeline.views("val", 256, centre_view(network.recipe))) as batches:
+    with closing(opened_run.pipeline.views("val", 256, centre_view(network.recipe))) as batches:
         (towers,), _ = next(iter(batches))
         network(*towers)
     if not factors:

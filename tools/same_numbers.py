@@ -147,16 +147,16 @@ def numbers(tree, probe, work, side, only=()):
 
 def compare(before, after, names=("before", "after")):
     """(lines, whether all is the same) of two {name: digest}: a line a value, and one that counts."""
-    lines, differences = [], 0
+    lines, count = [], 0
     for name in dict.fromkeys([*before, *after]):
         missing_sides = [side for side, values in zip(names, (before, after)) if name not in values]
         same = not missing_sides and before[name] == after[name]
-        differences += not same
+        count += not same
         lines.append(
             f"{'same   ' if same else 'DIFFERS'}  {name}" + "".join(f" (missing: {side})" for side in missing_sides)
         )
-    summary = f"{differences} of {len(lines)} values differ" if differences else f"{len(lines)} values, all the same"
-    return [*lines, summary if lines else "no value at all"], bool(lines) and not differences
+    summary = f"{count} of {len(lines)} values differ" if count else f"{len(lines)} values, all the same"
+    return [*lines, summary if lines else "no value at all"], bool(lines) and not count
 
 
 def _git(*arguments, check=False):

@@ -48,8 +48,8 @@ def shuffled_colour(pictures: np.ndarray) -> np.ndarray:
     no place that means anything. The same deal for every picture of a size."""
     luminance, chroma = _parts(pictures)
     count = luminance[0].size
-    shuffle = chroma.reshape(len(chroma), count, 3)[:, np.random.default_rng(count).permutation(count)]
-    return _picture(luminance, shuffle.reshape(chroma.shape))
+    shuffled_chroma = chroma.reshape(len(chroma), count, 3)[:, np.random.default_rng(count).permutation(count)]
+    return _picture(luminance, shuffled_chroma.reshape(chroma.shape))
 
 
 def low_frequencies(pictures: np.ndarray) -> np.ndarray:

@@ -94,8 +94,8 @@ def guesses_of_batch(
     distributions: (views, n, classes) float64 probabilities; labels: (n,) int64; views: [(top, left, flip)].
     """
     probabilities, top = distributions.mean(0).sort(dim=1, descending=True, stable=True)
-    indices = labels.clamp(min=0)
-    of_label = distributions.gather(2, indices[None, :, None].expand(len(views), -1, 1))[:, :, 0]  # (views, n)
+    targets = labels.clamp(min=0)
+    of_label = distributions.gather(2, targets[None, :, None].expand(len(views), -1, 1))[:, :, 0]  # (views, n)
     places = torch.stack([of_label[[view[:2] == place for view in views]].mean(0) for place in _places(views)], 1)
     own = of_label.mean(0)
     own[labels < 0], places[labels < 0] = torch.nan, torch.nan

@@ -38,8 +38,8 @@ def draw_curves(run: str | Path, classes: int | None = None) -> Path:
     loss, error = figure.subplots(1, 2)
     steps = [line["step"] for line in train]
     loss.plot(steps, [line["loss"] for line in train], color="#9ecae1", linewidth=0.8, label="training, each minibatch")
-    means = _running_mean(steps, [line["loss"] for line in train])
-    loss.plot(*means, color="#08519c", label=f"training, mean of {WINDOW} minibatches around")
+    curve = _running_mean(steps, [line["loss"] for line in train])
+    loss.plot(*curve, color="#08519c", label=f"training, mean of {WINDOW} minibatches around")
     val_steps = [line["step"] for line in val]
     if val:
         loss.plot(val_steps, [line["loss"] for line in val], "o-", color="#d95f02", label="validation, centre view")
@@ -75,8 +75,8 @@ def draw_curves(run: str | Path, classes: int | None = None) -> Path:
 
 def first_steps(train: Sequence[dict], epochs: Sequence[int]) -> list[dict]:
     """Of a run's training lines, the first of each of these epochs that has one."""
-    lines = {line["epoch"]: line for line in reversed(train)}
-    return [lines[epoch] for epoch in epochs if epoch in lines]
+    by_epoch = {line["epoch"]: line for line in reversed(train)}
+    return [by_epoch[epoch] for epoch in epochs if epoch in by_epoch]
 
 
 def mark_drops(axes: "Axes", places: Sequence[float]) -> None:
@@ -175,8 +175,8 @@ def _distribution(axes, statistics, parts, measure, panel, difference):
     end = end or max(0.5, values.max())
     bins = np.linspace(0, end, BINS + 1)
     for part, colour, side in zip(parts, TOWER_COLOURS, (1, -1)):
-        kernels = part[statistics.tuned[part]] if period else part
-        counts = np.histogram(values[kernels], bins)[0]
+        numbers = part[statistics.tuned[part]] if period else part
+        counts = np.histogram(values[numbers], bins)[0]
         axes.bar(bins[:-1], side * counts, np.diff(bins), align="edge", color=colour, edgecolor="white", linewidth=0.8)
     peak = max(np.abs(axes.dataLim.intervaly).max(), 1)
     axes.set(xlim=(0, end), ylim=(-1.08 * peak if len(parts) > 1 else 0, 1.08 * peak), xlabel=unit)

@@ -172,7 +172,7 @@ def _peaks(planes, power, frequencies):
     between the points of the spectrum is that of parabolas through the logarithms of the powers, exact for a Gaussian.
     Of equal points frequency 0 wins."""
     maps, k = len(planes), planes.shape[-1]
-    n, indices = len(frequencies), np.arange(maps)
+    n, kernel_numbers = len(frequencies), np.arange(maps)
     ahead = FORWARD[0] * frequencies[None, :] + FORWARD[1] * frequencies[:, None] > 0
     candidates = np.where(ahead, power, -1)
     candidates[:, 0, 0] = power[:, 0, 0] * (1 + NOTHING)
@@ -180,7 +180,10 @@ def _peaks(planes, power, frequencies):
     logs = np.log(np.maximum(power, 1e-300))
     offsets = [
         _parabola(
-            *(logs[indices, (row + (axis == 0) * step) % n, (column + (axis == 1) * step) % n] for step in (-1, 0, 1))
+            *(
+                logs[kernel_numbers, (row + (axis == 0) * step) % n, (column + (axis == 1) * step) % n]
+                for step in (-1, 0, 1)
+            )
         )
         for axis in (0, 1)
     ]

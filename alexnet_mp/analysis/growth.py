@@ -61,9 +61,9 @@ class Growth:
     @property
     def colourful(self) -> dict[int, int]:
         """{step: the more colourful tower, 0 or 1} of the moments whose shares of chroma are surely apart."""
-        p_values = holm([moment.chroma_p for moment in self.moments])
-        moments = [moment for moment, p in zip(self.moments, p_values) if p is not None and p <= DIVISION_LEVEL]
-        return {moment.step: int(moment.chroma[1] > moment.chroma[0]) for moment in moments}
+        corrected_p = holm([moment.chroma_p for moment in self.moments])
+        sure_moments = [moment for moment, p in zip(self.moments, corrected_p) if p is not None and p <= DIVISION_LEVEL]
+        return {moment.step: int(moment.chroma[1] > moment.chroma[0]) for moment in sure_moments}
 
     @property
     def turns(self) -> list[int]:

@@ -45,11 +45,11 @@ def animation(moments: Sequence[Moment]) -> bytes:
     """At most `MOST_FRAMES` moments, one after the other without end, as an animated PNG: the same bytes for the same
     moments."""
     sample = [moments[place] for place in evenly(len(moments), MOST_FRAMES)]
-    frame, *frames = [_moment(moment, KERNEL[1]) for moment in sample]
+    first_frame, *other_frames = [_moment(moment, KERNEL[1]) for moment in sample]
     duration = round(1000 * SECONDS / len(sample))
     content = io.BytesIO()
-    durations = [*[duration] * len(frames), duration + LAST_FRAME]
-    frame.save(content, "PNG", save_all=True, append_images=frames, duration=durations, loop=0, blend=0)
+    durations = [*[duration] * len(other_frames), duration + LAST_FRAME]
+    first_frame.save(content, "PNG", save_all=True, append_images=other_frames, duration=durations, loop=0, blend=0)
     return content.getvalue()
 
 

@@ -134,10 +134,10 @@ def sign_flip_of_counts(differences: Sequence[int] | np.ndarray) -> float:
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """p-values corrected by Holm's step-down rule, in their order; a None stays one and counts for nothing."""
     ranking = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    corrections, floor = [None] * len(p_values), 0.0
+    corrected_p, floor = [None] * len(p_values), 0.0
     for rank, (p, index) in enumerate(ranking):
-        floor = corrections[index] = max(floor, min(1.0, p * (len(ranking) - rank)))
-    return corrections
+        floor = corrected_p[index] = max(floor, min(1.0, p * (len(ranking) - rank)))
+    return corrected_p
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:

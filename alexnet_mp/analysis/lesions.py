@@ -131,16 +131,16 @@ def lesions(
         for draw in range(draws)
     ]
     offs = [{}, *(off for _, off in plans), *controls]
-    judgements = judge_all(network, statistics, split, numbers, {"intact": intact}, offs, advance)["intact"]
-    of_controls = np.reshape(_errors(judgements.right[1 + len(plans) :]), (len(sorts), draws))
+    judgement = judge_all(network, statistics, split, numbers, {"intact": intact}, offs, advance)["intact"]
+    of_controls = np.reshape(_errors(judgement.right[1 + len(plans) :]), (len(sorts), draws))
     effects = _lesions(
         [way for way, _ in plans],
-        judgements,
+        judgement,
         [of_controls[sorts.index((place, reader))] for (place, _, reader, _), _ in plans],
     )
-    changes = [mcnemar(judgements.right[number + 2], judgements.right[number + 1]) for number in range(0, towers, 2)]
+    changes = [mcnemar(judgement.right[number + 2], judgement.right[number + 1]) for number in range(0, towers, 2)]
     contrasts = map(Contrast, everywhere, changes, holm([change.p for change in changes]))
-    return Lesions(len(numbers), _errors(judgements.right)[0], effects[:towers], effects[towers:], tuple(contrasts))
+    return Lesions(len(numbers), _errors(judgement.right)[0], effects[:towers], effects[towers:], tuple(contrasts))
 
 
 def kernel_lesions(
@@ -160,15 +160,15 @@ def kernel_lesions(
         off = nothing_off(recipe, reader)
         off[:, tower, kernel] = True
         offs.append({reader: off})
-    judgements = judge_all(network, statistics, split, numbers, {"intact": intact}, [{}, *offs], advance)["intact"]
-    kernels = _lesions([(reader, tower, None, kernel) for tower, kernel in places], judgements)
+    judgement = judge_all(network, statistics, split, numbers, {"intact": intact}, [{}, *offs], advance)["intact"]
+    effects = _lesions([(reader, tower, None, kernel) for tower, kernel in places], judgement)
     delta = p = None
     if recipe.towers == 2:
         deltas = cliffs_delta(
-            np.array([kernel.loss for kernel in kernels]), random_orders(2 * maps, 10_000, 0)[:, :maps]
+            np.array([effect.loss for effect in effects]), random_orders(2 * maps, 10_000, 0)[:, :maps]
         )
         delta, p = float(deltas[0]), as_far_p(np.abs(deltas))
-    return KernelLesions(len(numbers), _errors(judgements.right)[0], kernels, delta, p)
+    return KernelLesions(len(numbers), _errors(judgement.right)[0], effects, delta, p)
 
 
 def _seen_by(half, reader):
@@ -182,13 +182,13 @@ def _errors(right):
     return [float(error) for error in 100 - 100 * right.mean(1)]
 
 
-def _lesions(ways, judgements, controls=None):
+def _lesions(ways, judgement, controls=None):
     """`Lesion`s of the rows 1, ... of a `Judged`; row 0 is the intact network. ways: their first four fields."""
-    changes = [mcnemar(judgements.right[0], right) for right in judgements.right[1 : 1 + len(ways)]]
+    changes = [mcnemar(judgement.right[0], right) for right in judgement.right[1 : 1 + len(ways)]]
     corrected_p, errors, losses = (
         holm([change.p for change in changes]),
-        _errors(judgements.right)[1:],
-        judgements.loss.mean(1),
+        _errors(judgement.right)[1:],
+        judgement.loss.mean(1),
     )
     return tuple(
         Lesion(

@@ -77,12 +77,12 @@ def through(network: TwoTowerAlexNet, images: Sequence[torch.Tensor], means: Out
     whole, views = outputs[0], {}
     for layer in network.recipe.layers[:-1]:
         choices = [strongest(output[0]) for output in whole[layer.name]]
-        panels = [
+        state_maps = [
             [shown_maps(output[0], kernels) for output, kernels in zip(features[layer.name], choices)]
             for features in outputs
         ]
-        low = min(0.0, *(float(maps.min()) for sides in panels for maps in sides))
-        high = max(float(maps.max()) for sides in panels for maps in sides)
+        low = min(0.0, *(float(maps.min()) for sides in state_maps for maps in sides))
+        high = max(float(maps.max()) for sides in state_maps for maps in sides)
         views[layer.name] = [
             LayerView(
                 layer.name,
@@ -99,7 +99,7 @@ def through(network: TwoTowerAlexNet, images: Sequence[torch.Tensor], means: Out
                 low,
                 high,
             )
-            for (_, off, cut), features, sides in zip(ways, outputs, panels)
+            for (_, off, cut), features, sides in zip(ways, outputs, state_maps)
         ]
     states = [
         State(name, off, cut, _probabilities(network, features), tuple(of_layer[number] for of_layer in views.values()))

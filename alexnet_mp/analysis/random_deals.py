@@ -23,8 +23,8 @@ def as_far_p(distances: np.ndarray) -> float:
 
 
 def as_far_p_each(observations: np.ndarray, deals: np.ndarray) -> np.ndarray:
-    """`as_far_p` of each value that was seen, (n,), among the same deals, (draws,), without the others; values are 0 at
-    least. Returns (n,) float64."""
+    """`as_far_p` of each of `observations`, (n,), among the values of the same deals, (draws,), without the other
+    observations; all are 0 at least. Returns (n,) float64."""
     hits = len(deals) - np.searchsorted(np.sort(deals), observations * (1 - 1e-12))
     return (1 + hits) / (1 + len(deals))
 

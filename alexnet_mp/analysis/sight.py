@@ -103,10 +103,10 @@ def sight(
         offs |= {f"{'ab'[tower]} alone": tower_off(recipe, 1 - tower, places) for tower in (0, 1)}
     judgements = judge_all(network, statistics, split, numbers, ALTERATIONS, list(offs.values()), advance)
     changes = {name: mcnemar(*judgement.right[1:3]) if places else None for name, judgement in judgements.items()}
-    p_values = holm([change and change.p for change in changes.values()])
+    corrected_p = holm([change and change.p for change in changes.values()])
     return tuple(
         Seen(name, len(numbers), dict(zip(offs, (100 - 100 * judgement.right.mean(1)).tolist())), changes[name], holm_p)
-        for (name, judgement), holm_p in zip(judgements.items(), p_values)
+        for (name, judgement), holm_p in zip(judgements.items(), corrected_p)
     )
 
 
@@ -176,7 +176,7 @@ def class_leanings(
     labels = np.asarray(split.labels)[numbers]
     classes, places_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     changes = [mcnemar(*right[:, places_of == place]) for place in range(len(classes))]
-    p_values = holm([change.p for change in changes])
+    corrected_p = holm([change.p for change in changes])
     differences = right[0].astype(np.float64) - right[1]
     random, spreads = np.random.default_rng(seed), []
     for deal in range(1 + deals):
@@ -184,7 +184,7 @@ def class_leanings(
         spreads.append(np.sqrt(np.average((means - differences.mean()) ** 2, weights=counts)))
     return Leanings(
         len(numbers),
-        tuple(Leaning(int(label), *each) for label, *each in zip(classes, changes, p_values)),
+        tuple(Leaning(int(label), *each) for label, *each in zip(classes, changes, corrected_p)),
         float(100 * spreads[0]),
         float(100 * np.median(spreads[1:])),
         as_far_p(np.array(spreads)),

@@ -134,9 +134,9 @@ def represent(
         for (images,), labels in batches:
             whole(*(images if whole is network else images[:1]))
             for name in names:
-                batch = torch.cat([output.float().cpu() for output in outputs[name]], 1)
-                batch = batch.reshape(*batch.shape[:2], -1)  # (n, maps of all towers, positions)
-                features.setdefault(name, torch.empty(count, *batch.shape[1:]))[start : start + len(labels)] = batch
+                tensor = torch.cat([output.float().cpu() for output in outputs[name]], 1)
+                tensor = tensor.reshape(*tensor.shape[:2], -1)  # (n, maps of all towers, positions)
+                features.setdefault(name, torch.empty(count, *tensor.shape[1:]))[start : start + len(labels)] = tensor
             start += len(labels)
     products, maps = {}, {}
     for layer in recipe.layers:
@@ -201,22 +201,22 @@ def alike(network: Representation, draws: int = 1000, seed: int = 0) -> list[Ali
         a, b = (_centred(products[np.ix_(sample, sample)]).astype(np.float32) for products in network.products[layer])
         inner_products = [np.vdot(a, b[order[:, None], order]) for order in orders]
         rows.append((layer, estimates[layer], as_far_p(np.array(inner_products))))
-    p_values = holm([p for *_, p in rows])
-    return [Alike(*row, p) for row, p in zip(rows, p_values)]
+    corrected_p = holm([p for *_, p in rows])
+    return [Alike(*row, p) for row, p in zip(rows, corrected_p)]
 
 
 def changes_at_crossings(network: Representation, recipe: Recipe) -> list[Crossing]:
     """The `Crossing` of each layer that reads both towers and is there on both: CKA of its outputs minus that of its
     inputs, over the same pictures."""
-    rows, groups, layers = [], _groups(network.pictures), list(network.layers)
-    for before, after in zip(layers, layers[1:]):
+    rows, groups, names = [], _groups(network.pictures), list(network.layers)
+    for before, after in zip(names, names[1:]):
         reads_both = next(layer.reads == "both" for layer in recipe.layers if layer.name == after)
         values = [cka(*network.products[name]) for name in (before, after)]
         if reads_both and None not in values:
             replicates = [_replicates(*network.products[name], groups) for name in (before, after)]
             rows.append((before, after, _estimate(values[1] - values[0], replicates[1] - replicates[0])))
-    p_values = holm([change.p for *_, change in rows])
-    return [Crossing(*row, p) for row, p in zip(rows, p_values)]
+    corrected_p = holm([change.p for *_, change in rows])
+    return [Crossing(*row, p) for row, p in zip(rows, corrected_p)]
 
 
 def dealt(network: Representation, draws: int = 1000, seed: int = 0) -> list[Dealt]:
@@ -236,8 +236,8 @@ def dealt(network: Representation, draws: int = 1000, seed: int = 0) -> list[Dea
         if within.min() > 0:
             p = float((values <= values[0] + 1e-6).mean())
             rows.append((layer, float(values[0]), tuple(map(float, np.quantile(values[1:], (0.05, 0.5, 0.95)))), p))
-    p_values = holm([p for *_, p in rows])
-    return [Dealt(*row, p) for row, p in zip(rows, p_values)]
+    corrected_p = holm([p for *_, p in rows])
+    return [Dealt(*row, p) for row, p in zip(rows, corrected_p)]
 
 
 def between_maps(values: torch.Tensor) -> np.ndarray:
@@ -269,8 +269,8 @@ def between_maps(values: torch.Tensor) -> np.ndarray:
 def across(networks: Sequence[Representation]) -> list[Across]:
     """The `Across` of each layer that all networks have, of two at least, which saw the same pictures."""
     by_layer = {layer: across_of(values) for layer, values in between_towers(networks).items()}
-    p_values = holm([p for *_, p in by_layer.values()])
-    return [Across(layer, *values, p) for (layer, values), p in zip(by_layer.items(), p_values)]
+    corrected_p = holm([p for *_, p in by_layer.values()])
+    return [Across(layer, *values, p) for (layer, values), p in zip(by_layer.items(), corrected_p)]
 
 
 def between_towers(networks: Sequence[Representation]) -> dict[str, dict[tuple[int, int], float]]:

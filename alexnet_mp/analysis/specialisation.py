@@ -109,8 +109,8 @@ def tower_differences(
         a, b = values[has & in_a], values[has & ~in_a]
         name = "Kuiper's V" if period else "Cliff's delta"
         rows.append((measure, (len(a), len(b)), name, *_difference(a, b, period, draws, seed)))
-    p_values = holm([p for *_, p in rows])
-    return {row[0]: Difference(*row, holm_p) for row, holm_p in zip(rows, p_values, strict=True)}
+    corrected_p = holm([p for *_, p in rows])
+    return {row[0]: Difference(*row, holm_p) for row, holm_p in zip(rows, corrected_p, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -207,10 +207,10 @@ def _difference(a, b, period, draws, seed):
     values, orders = np.concatenate([a, b]), random_orders(len(a) + len(b), draws, seed)[:, : len(a)]
     if period is None:
         effects = cliffs_delta(values, orders)
-        statistics = np.abs(effects)
+        test_statistics = np.abs(effects)
     else:
-        effects, statistics = kuipers_v(values % period, orders), watsons_u2(values % period, orders)
-    return float(effects[0]), float(np.median(np.abs(effects[1:]))), as_far_p(statistics)
+        effects, test_statistics = kuipers_v(values % period, orders), watsons_u2(values % period, orders)
+    return float(effects[0]), float(np.median(np.abs(effects[1:]))), as_far_p(test_statistics)
 
 
 def appearance(runs: Mapping[str, np.ndarray], draws: int = 10_000, seed: int = 0) -> Appearance:

@@ -76,7 +76,7 @@ class Augment:
         self.mean = torch.from_numpy(statistics.mean).float().to(device)
 
     def __call__(self, crops: torch.Tensor, draw: Draws, colour_noise: float) -> torch.Tensor:
-        """crops: (N, crop, crop, 3) uint8 on the host, already flipped; draw: theirs.
+        """crops: (N, crop, crop, 3) uint8 on the host, already flipped; draw: their `Draws`.
 
         Returns (N, 3, crop, crop) float32 on the device, in channels_last memory: grey levels minus the mean.
         """

@@ -63,8 +63,8 @@ class EpochKeys:
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         ranges = minibatches(self.recipe, self.count)
-        last_epoch, start = divmod(self.step, len(ranges))
-        for epoch in range(last_epoch + 1, self.epochs + 1):
+        whole_epochs, start = divmod(self.step, len(ranges))
+        for epoch in range(whole_epochs + 1, self.epochs + 1):
             images = order(self.recipe, epoch, self.count)
             for places in ranges[start:]:
                 part = places[self.pieces.read(len(places))]

@@ -157,10 +157,11 @@ def _both_bytes(image, raw):
         if not high.any():
             raise UserError("its 16-bit colours, multiplied by their transparency, all become black; store 8 bits")
         return None
-    mode = "RGBA" if grey else raw[:-1] + ("B" if raw[-1] != "B" else "L")  # grey: its four bytes lie as those do
+    other_raw = "RGBA" if grey else raw[:-1] + ("B" if raw[-1] != "B" else "L")  # grey: its four bytes lie as those do
     with Image.open(source, formats=[image.format]) as copy:
         copy.tile = [
-            tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:])) for tile in copy.tile
+            tile._replace(args=other_raw if isinstance(tile.args, str) else (other_raw, *tile.args[1:]))
+            for tile in copy.tile
         ]
         low = np.asarray(copy)
     low = low[:, :, 1:2] if grey else low[:, :, :3] if copy.mode == "RGBA" else low
@@ -193,6 +194,6 @@ def _scaled(values, bits, kind):
 
 
 def _note_dark(name, low, high, most):
-    share = ", 99 % of them in the lowest quarter" if high >= most * DARK / 255 else ""
+    detail = ", 99 % of them in the lowest quarter" if high >= most * DARK / 255 else ""
     hint = "" if most == FLOATS else f"; a file that means fewer bits can say so (PNG: {SAID[0]}, TIFF: {SAID[1]})"
-    remarks.DARK.say(name, f"its values are {low:,} to {high:,}{share}, and taken as of {most:,}{hint}")
+    remarks.DARK.say(name, f"its values are {low:,} to {high:,}{detail}, and taken as of {most:,}{hint}")

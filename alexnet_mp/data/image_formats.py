@@ -156,11 +156,11 @@ def holds_several(image: Image.Image) -> bool:
 def _follows_a_map(image):
     """Whether another portable map begins where the binary pixels of the first end."""
     (tile,) = image.tile
-    rawmode, *maxval = (tile.args,) if isinstance(tile.args, str) else tile.args
+    rawmode, *maxvals = (tile.args,) if isinstance(tile.args, str) else tile.args
     if tile.codec_name == "ppm_plain":
         return False
     width, height = image.size
-    wide = ";16" in rawmode or max(maxval, default=0) > 255
+    wide = ";16" in rawmode or max(maxvals, default=0) > 255
     row = -(-width // 8) if image.mode == "1" else width * len(image.getbands()) * (2 if wide else 1)
     place = image.fp.tell()
     image.fp.seek(tile.offset + row * height)

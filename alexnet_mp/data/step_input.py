@@ -49,20 +49,27 @@ class Uncropped:
             place.copy_(tensor, non_blocking=non_blocking)
 
 
-def images_of(batch: torch.Tensor | Uncropped) -> torch.Tensor:
+def images_of(tower_input: torch.Tensor | Uncropped) -> torch.Tensor:
     """Images (N, 3, crop, crop), of what a step is given for one tower."""
-    return batch.images() if isinstance(batch, Uncropped) else batch
+    return tower_input.images() if isinstance(tower_input, Uncropped) else tower_input
 
 
-def all_images(batches: Sequence[torch.Tensor | Uncropped]) -> list[torch.Tensor]:
+def all_images(tower_inputs: Sequence[torch.Tensor | Uncropped]) -> list[torch.Tensor]:
     """The same of all towers; what two of them share is made once."""
-    images = {id(batch): images_of(batch) for batch in batches}
-    return [images[id(batch)] for batch in batches]
+    images = {id(tower_input): images_of(tower_input) for tower_input in tower_inputs}
+    return [images[id(tower_input)] for tower_input in tower_inputs]
 
 
-def kind(batch: torch.Tensor | Uncropped) -> tuple:
+def kind(tower_input: torch.Tensor | Uncropped) -> tuple:
     """What a graph that was captured with this input asks of another: all but the values."""
-    if not isinstance(batch, Uncropped):
-        return batch.shape, batch.stride(), batch.dtype
-    shapes = [(tensor.shape, tensor.stride()) for tensor in batch.tensors()]
-    return *shapes, batch.mean.data_ptr(), batch.crop, batch.mean_follows_crop, batch.dtype, batch.memory_format
+    if not isinstance(tower_input, Uncropped):
+        return tower_input.shape, tower_input.stride(), tower_input.dtype
+    shapes = [(tensor.shape, tensor.stride()) for tensor in tower_input.tensors()]
+    return (
+        *shapes,
+        tower_input.mean.data_ptr(),
+        tower_input.crop,
+        tower_input.mean_follows_crop,
+        tower_input.dtype,
+        tower_input.memory_format,
+    )

@@ -36,8 +36,8 @@ def _pages(read):
         return int.from_bytes(read(place, count), order)
 
     big = number(2, 2) == 43  # BigTIFF
-    head, entry, width = (8, 20, 8) if big else (2, 12, 4)
-    place, places = number(8 if big else 4, width), set()
+    head, entry, place_size = (8, 20, 8) if big else (2, 12, 4)
+    place, places = number(8 if big else 4, place_size), set()
     while 0 < place < 1 << 62 and place not in places:
         places.add(place)
         count = number(place, head)
@@ -46,7 +46,7 @@ def _pages(read):
         fields, page = read(place + head, count * entry), {}
         for start in range(0, len(fields) - entry + 1, entry):
             tag, kind = (int.from_bytes(fields[start + offset : start + offset + 2], order) for offset in (0, 2))
-            value = start + entry - width
+            value = start + entry - place_size
             page[tag] = int.from_bytes(fields[value : value + BYTES.get(kind, 4)], order)
         yield page
-        place = number(place + head + count * entry, width)
+        place = number(place + head + count * entry, place_size)

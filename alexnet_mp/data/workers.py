@@ -217,18 +217,18 @@ def signals_held() -> Iterator[None]:
     it is over. Other threads may receive one for it: it is noted until then, since a fork's callbacks swallow what a
     handler raises.
     """
-    signals, handlers = [], {}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    arrivals, handlers = [], {}
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         if threading.current_thread() is threading.main_thread():  # which runs all handlers
             for number in filter(lambda number: callable(signal.getsignal(number)), SIGNALS):
-                handlers[number] = signal.signal(number, lambda number, frame: signals.append(number))
+                handlers[number] = signal.signal(number, lambda number, frame: arrivals.append(number))
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number in signals:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+        for number in arrivals:
             signal.raise_signal(number)
 
 

@@ -94,11 +94,11 @@ def open_runs(
             )
         devices = here(gpus, recipe.towers, ranks, recipe.lrn_crosses)
         size = batch_size or recipe.batch_size
-        reader = make_pipeline(pipeline, dataset, recipe, devices, workers, processes=ranks.local_count)
-        refuse_batch(reader, size, processes=ranks.local_count)
-        reader.use(training.statistics)
-        reader.pieces = replace(reader.pieces, pair=ranks.pair, pairs=ranks.pairs)
-        runs.append(Run(str(directory), dataset, reader, both_protocols(recipe), size, gpus, kernels, ranks))
+        run_pipeline = make_pipeline(pipeline, dataset, recipe, devices, workers, processes=ranks.local_count)
+        refuse_batch(run_pipeline, size, processes=ranks.local_count)
+        run_pipeline.use(training.statistics)
+        run_pipeline.pieces = replace(run_pipeline.pieces, pair=ranks.pair, pairs=ranks.pairs)
+        runs.append(Run(str(directory), dataset, run_pipeline, both_protocols(recipe), size, gpus, kernels, ranks))
     return runs
 
 
@@ -220,9 +220,9 @@ def _choose(logs, labels):
 def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None):
     """{protocol: `Answers`} of a run. take(number of the protocol, rows, their (n, classes) float32) is called for
     every batch."""
-    network, metadata = load_run(run.directory, run.gpus, run.kernels, run.ranks)
+    network, training = load_run(run.directory, run.gpus, run.kernels, run.ranks)
     run.ranks.meet()  # a disk may be slow
-    run.ranks.refuse_difference(lambda: _facts(run, split, network, metadata))
+    run.ranks.refuse_difference(lambda: _facts(run, split, network, training))
 
     def pass_on(rows, means):
         for number, mean in enumerate(means.values()):
@@ -234,9 +234,9 @@ def _test(run, split, protocols, finite, take=lambda protocol, rows, logs: None)
         return evaluate(network, run.pipeline, split, protocols, run.batch_size, advance, pass_on, run.ranks)
 
 
-def _facts(run, split, network, metadata):
+def _facts(run, split, network, training):
     """{what has to be alike in all processes of a job: it}"""
-    manifest = metadata.checkpoint / checkpoint_format.MANIFEST  # has the digests of what was read
+    manifest = training.checkpoint / checkpoint_format.MANIFEST  # has the digests of what was read
     return {
         "the code": f"{package_version('alexnet_mp')}, commit {source_commit()}",
         "torch": torch.__version__,

@@ -45,14 +45,14 @@ def write_features(run: Run, split: str, layer: str, out: str) -> tuple[int, ...
     and as metadata the names of the classes. The values are what follows the layer's operations (`Layer.then`) in test
     mode: hidden units are already multiplied by 1 - dropout (4.2). Raises UserError where the file can't be written,
     and for values that are not finite."""
-    network, metadata = load_run(run.directory, run.gpus, run.kernels)
+    network, training = load_run(run.directory, run.gpus, run.kernels)
     images, views = run.dataset.splits[split], centre_view(network.recipe)
     about = {
         "layer": layer,
         "split": split,
         "run": printable(run.directory),
-        "checkpoint": metadata.checkpoint.name,
-        "classes": json.dumps(metadata.classes),
+        "checkpoint": training.checkpoint.name,
+        "classes": json.dumps(training.classes),
     }
     with (
         progress(f"{split}, {layer}", len(images)) as advance,
@@ -65,7 +65,7 @@ def write_features(run: Run, split: str, layer: str, out: str) -> tuple[int, ...
         shape = (len(images), *first.shape[1:])
         say(f"{layer}: {' x '.join(map(str, shape))}, {4 * int(np.prod(shape, dtype=np.float64)):,} bytes")
         if Path(out).suffix == ".npz":
-            content = _npz(shape, first, parts, images, metadata.classes)
+            content = _npz(shape, first, parts, images, training.classes)
         else:
             content = _safetensors(shape, first, parts, np.asarray(images.labels, np.int64), about)
         durable_files.write_output(out, content)

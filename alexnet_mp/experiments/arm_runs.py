@@ -155,8 +155,10 @@ def read_notes(run: Run) -> dict:
         entry = None
     entry = entry if isinstance(entry, dict) else {}
     kinds = {"seconds": (int, float), "work": (int, float), "devices": list, "tests": dict}
-    zeros = {"seconds": 0, "work": 0, "devices": [], "tests": {}}
-    notes = {name: entry[name] if isinstance(entry.get(name), kind) else zeros[name] for name, kind in kinds.items()}
+    fallbacks = {"seconds": 0, "work": 0, "devices": [], "tests": {}}
+    notes = {
+        name: entry[name] if isinstance(entry.get(name), kind) else fallbacks[name] for name, kind in kinds.items()
+    }
     notes["tests"] = {key: errors for key, errors in notes["tests"].items() if _is_whole(errors)}
     return notes
 

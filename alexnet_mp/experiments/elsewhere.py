@@ -82,12 +82,12 @@ def importance(folder: str | Path, records: Mapping[str, list[dict]]) -> list[st
         if len(costs) > 1:
             ranking = sorted(costs.items(), key=lambda item: -item[1][0])
             costs_in_words = ", ".join(f"{claim} ({section}) {cost:+.2f}" for section, (cost, claim, _) in ranking)
-            in_order = [section for section, _ in ranking] == sorted(costs)
+            same_order = [section for section, _ in ranking] == sorted(costs)
             missing = [claim for claim, _, section in IN_ORDER if section not in costs]
             remark = f", without {', '.join(missing)}" if missing else ""
             lines.append(
                 f"{ranking[0][1][2]}: points of top-1 error that each costs when it is taken away: {costs_in_words}; "
-                f"{'the' if in_order else 'not the'} paper's order{remark}; estimates, no test"
+                f"{'the' if same_order else 'not the'} paper's order{remark}; estimates, no test"
             )
     return lines
 

@@ -237,7 +237,7 @@ def _drops(record, arm):
     of_seeds = []
     for run in runs:
         epochs = math.ceil(run["steps"] / run["steps_per_epoch"])
-        dates = f"at epoch{'s' if len(run['drops']) > 1 else ''} {', '.join(map(str, run['drops']))} of {epochs}"
+        when = f"at epoch{'s' if len(run['drops']) > 1 else ''} {', '.join(map(str, run['drops']))} of {epochs}"
         never = f"not within {count(epochs, 'epoch')}"
-        of_seeds.append(f"{dates if run['drops'] else never} (seed {run['seed']})")
+        of_seeds.append(f"{when if run['drops'] else never} (seed {run['seed']})")
     return f"{words(arm)}: the rates fall {', '.join(of_seeds)}"

@@ -49,7 +49,7 @@ def _write(dataset, split, staging):
             if label % 2 == 0:
                 path = staging / split / _name(dataset, int(label)) / f"{index:08}.png"
                 Image.fromarray(source.read(index)).save(path, compress_level=1)
-                # of a folder's fingerprint: with one Pillow runs on it have the same name everywhere
+                # the time is part of a folder's fingerprint: with one Pillow runs on it have the same name everywhere
                 os.utime(path, (0, 0))
             advance(1)
 

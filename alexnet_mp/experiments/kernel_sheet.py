@@ -53,7 +53,7 @@ def draw_kernels(record: dict, records: str | Path, path: Path) -> Path | None:
         top += LINE
     top += APART // 2
     for arm in (arm for arm in arms if arm in networks):
-        title = f"{words(arm)}, {arms[arm]}{_division_count([run for run, _ in networks[arm].values()])}"
+        title = f"{words(arm)}, {arms[arm]}{_divisions_in_words([run for run, _ in networks[arm].values()])}"
         pen.text(
             (APART, top), textwrap.shorten(title, span * 2 // FONT, placeholder=" ..."), fill="black", font_size=FONT
         )
@@ -65,7 +65,7 @@ def draw_kernels(record: dict, records: str | Path, path: Path) -> Path | None:
     return path
 
 
-def _division_count(runs):
+def _divisions_in_words(runs):
     tests = [run["division"] for run in runs if run.get("division")]
     return f": {sum(map(is_divided, tests))} of {len(tests)} divided" if tests else ""
 

@@ -113,19 +113,19 @@ def of_towers(kernels: np.ndarray, towers: int) -> dict:
     Of two towers "chroma", "random_split_p" and "division"; of one tower "halves", [random halves that meet the
     criterion, of how many]. Nothing where the layer is too small for it."""
     if towers == 1:
-        outcome = division_by_chance(kernels)
-        return {"halves": list(outcome)} if outcome else {}
-    outcome = division(kernels)
+        test = division_by_chance(kernels)
+        return {"halves": list(test)} if test else {}
+    test = division(kernels)
     return {
         "chroma": specialisation.chroma_shares(kernels, 2),
         "random_split_p": specialisation.random_split_p(kernels),
         "division": {
-            "learned": list(outcome.learned),
-            "distance": outcome.distance,
-            "p": outcome.p,
+            "learned": list(test.learned),
+            "distance": test.distance,
+            "p": test.p,
             "measures": {
                 name: {"effect": each.effect, "p": each.p, "holm_p": each.holm_p}
-                for name, each in outcome.differences.items()
+                for name, each in test.differences.items()
             },
         },
     }
@@ -234,10 +234,10 @@ def _answers_of(member, options):
 
 def _network_of(run, options, split):
     """(network, pipeline) of a finished run, to be tested on a split of its data."""
-    network, metadata = load_run(str(run.directory), first_gpu(options.gpus, run.recipe.towers), options.kernels)
+    network, training = load_run(str(run.directory), first_gpu(options.gpus, run.recipe.towers), options.kernels)
     dataset = open_dataset(run.data, run.recipe.stored_size, (split,))
     pipeline = make_pipeline(options.pipeline, dataset, run.recipe, network.exchange.devices, options.workers)
-    pipeline.use(metadata.statistics)
+    pipeline.use(training.statistics)
     return network, pipeline
 
 

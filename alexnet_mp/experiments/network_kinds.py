@@ -135,13 +135,13 @@ class Masks(Kind):
         network, pipeline = open_network()
         split, size = pipeline.dataset.splits["val"], run.recipe.batch_size
         numbers = evenly(len(split), dropout_masks.PICTURES)
-        reader = pipeline_of(
+        given_pipeline = pipeline_of(
             [split.read(int(number)) for number in numbers],
             network.recipe,
             network.exchange.devices,
             pipeline.statistics,
         )
-        with closing(reader.views("given", size, centre_view(run.recipe))) as batches:
+        with closing(given_pipeline.views("given", size, centre_view(run.recipe))) as batches:
             parts = [towers for (towers,), _ in batches]
         images = [torch.cat([towers[place] for towers in parts]) for place in range(run.recipe.towers)]
         labels = torch.from_numpy(np.asarray(split.labels)[numbers])

@@ -41,11 +41,11 @@ class Row:
         return sum(self.values) / len(self.values)
 
 
-def rows(verdicts: Mapping[str, Verdict]) -> list[Row]:
+def rows(judgements: Mapping[str, Verdict]) -> list[Row]:
     """The comparisons of {claim's id: its verdict}, in the study's order."""
     comparisons = []
     for claim in CLAIMS:
-        verdict = verdicts[claim.id]
+        verdict = judgements[claim.id]
         if claim.direction == 0 or not verdict.of_study or verdict.counted:
             continue
         primary_outcomes = primary(claim, verdict.outcomes)

@@ -30,8 +30,8 @@ def run_one(claim: Claim, options: Namespace, forecast: Forecast) -> int:
         if not seeds:
             say(f"not started: {_too_long(claim, options, seconds)} and {_time_left(forecast)}")
             return 1
-        if seeds < (seed_count := _seed_count(claim, options)):
-            say(f"{seeds} of {seed_count} seeds, {duration(seconds)}, {_time_left(forecast)}")
+        if seeds < (wanted_seeds := _wanted_seeds(claim, options)):
+            say(f"{seeds} of {wanted_seeds} seeds, {duration(seconds)}, {_time_left(forecast)}")
         claim_options = _as_one(claim, options, seeds) if options.budget else options
         return 0 if _run(claim, claim_options, seeds, forecast) else 1
     except Stopped:
@@ -72,7 +72,7 @@ def _run_in_time(claim, options, forecast):
             say(f"== {claim.id}: not started, {_too_long(claim, options, seconds)} and {_time_left(forecast)}")
             return True
         say(
-            f"== {claim.id}: {seeds} of {_seed_count(claim, options)} seeds, "
+            f"== {claim.id}: {seeds} of {_wanted_seeds(claim, options)} seeds, "
             + (f"{duration(seconds)}, " if options.budget else "")
             + _time_left(forecast)
         )
@@ -91,7 +91,7 @@ def _run(claim, options, seeds, forecast):
     return record
 
 
-def _seed_count(claim, options):
+def _wanted_seeds(claim, options):
     """How many seeds: what --seeds says, but of an ensemble among all claims."""
     return options.seeds or claim.seeds if claim.seeds > 1 or options.claim != "all" else claim.seeds
 
@@ -99,10 +99,10 @@ def _seed_count(claim, options):
 def _seeds_in_time(claim, options, forecast):
     """(how many seeds there is time for, the seconds that they take): those that are wanted, or if nobody said how many
     fewer; 0 if there isn't time for one."""
-    seed_count = _seed_count(claim, options)
+    wanted_seeds = _wanted_seeds(claim, options)
     if not options.budget:
-        return seed_count, 0
-    for seeds in range(seed_count, seed_count - 1 if options.seeds else 0, -1):
+        return wanted_seeds, 0
+    for seeds in range(wanted_seeds, wanted_seeds - 1 if options.seeds else 0, -1):
         seconds = forecast.total(needed(claim, options, seeds))
         if seconds <= max(forecast.left, 0):
             return seeds, seconds
@@ -111,7 +111,7 @@ def _seeds_in_time(claim, options, forecast):
 
 def _too_long(claim, options, seconds):
     """Of the least number of seeds that would do."""
-    seeds = _seed_count(claim, options) if options.seeds else 1
+    seeds = _wanted_seeds(claim, options) if options.seeds else 1
     return _how_long(seconds, f" for {sentences.count(seeds, 'seed')}")
 
 
@@ -137,7 +137,7 @@ def _tell_length(claims, options, forecast):
     runs = {}
     for claim in claims:
         with suppress(UserError):  # said where its turn comes
-            runs |= {run.directory: run for run in needed(claim, options, _seed_count(claim, options))}
+            runs |= {run.directory: run for run in needed(claim, options, _wanted_seeds(claim, options))}
     try:
         how_long = _how_long(forecast.total(list(runs.values())), LEFT)
     except UserError as error:  # of one of them; the others may run
@@ -167,7 +167,7 @@ def _allow(forecast, limited):
 
 def _announce(claim, options, forecast):
     """Say what a claim takes; how long, if a run has told it or a budget asks for it."""
-    runs = needed(claim, options, _seed_count(claim, options))
+    runs = needed(claim, options, _wanted_seeds(claim, options))
     for run in runs:
         forecast.learn(run)
     say(f"{claim.id}: {claim.sentence}")

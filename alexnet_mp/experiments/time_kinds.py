@@ -203,8 +203,8 @@ def _delay(record, reference, arm):
     delay = signed(paired(before, after), 0)
     plural = "" if delay in ("+1", "-1") else "s"
     logarithms = ratio_of_times(record, reference, arm, "moved", steps, "").values  # what a verdict rests on
-    test = f"; of the logarithms {n_and_p(paired([0.0] * len(logarithms), logarithms))}" if logarithms else ""
-    return f"{words(arm)} {bound}{delay} step{plural} against {words(reference)}, n = {len(before)}{omission}{test}"
+    remark = f"; of the logarithms {n_and_p(paired([0.0] * len(logarithms), logarithms))}" if logarithms else ""
+    return f"{words(arm)} {bound}{delay} step{plural} against {words(reference)}, n = {len(before)}{omission}{remark}"
 
 
 def _in_time(record, reference, arm, time, length):

@@ -79,8 +79,8 @@ def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str,
     Of several records of a claim those of the study count, then the one with most seeds in every arm, then the newest.
     """
     study = _study(records)
-    choice = {claim.id: _fullest_record(study[claim.id] or records.get(claim.id, [])) for claim in CLAIMS}
-    judgements = {claim.id: _first_verdict(claim, choice[claim.id], folder) for claim in CLAIMS}
+    chosen_records = {claim.id: _fullest_record(study[claim.id] or records.get(claim.id, [])) for claim in CLAIMS}
+    judgements = {claim.id: _first_verdict(claim, chosen_records[claim.id], folder) for claim in CLAIMS}
     names = [claim.id for claim in CLAIMS if judgements[claim.id].p is not None]
     planned_families = [[name for name in names if name in ids and study[name]] for ids in (STUDY, EXTRAS)]
     rest = [name for name in names if not any(name in family for family in planned_families)]
@@ -242,12 +242,12 @@ def _towers_verdict(record, folder):
         runs = [run for run in ended(record, arm["name"]) if "division" in run]
         if not runs:
             continue
-        divisions, chroma, p = _division_counts(runs, folder)
-        low, high = wilson(divisions, len(runs))
-        share = f"{divisions} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), in chroma in {chroma}"
+        n_divided, chroma, p = _division_counts(runs, folder)
+        low, high = wilson(n_divided, len(runs))
+        share = f"{n_divided} of {len(runs)} runs ({100 * low:.0f} to {100 * high:.0f} %), in chroma in {chroma}"
         name = LINKS.get(arm["name"], words(arm["name"]))
         shares.append(f"{name}: {share}" if shares else f"{name}: towers differ in {share}")
-        counts[arm["name"]] = divisions, len(runs), p
+        counts[arm["name"]] = n_divided, len(runs), p
         first = f" (the first {MOST_NETWORKS})" if len(runs) > MOST_NETWORKS else ""
         remarks.append(
             f"{name}: towers differ in {share} of these; "
@@ -256,16 +256,16 @@ def _towers_verdict(record, folder):
     base, *controls = (arm["name"] for arm in record["arms"])
     if base not in counts:
         return Verdict(NO_VERDICT, remark="a record of an older version", record=record)
-    divisions, runs, p = counts[base]
+    n_divided, runs, p = counts[base]
     if runs < SEEDS:
         return Verdict(NO_VERDICT, remark=_join(TOO_FEW, *_divergences(record)), record=record)
     if controls and controls[0] in counts:
         from scipy import stats
 
         control = counts[controls[0]]
-        fisher = stats.fisher_exact([[divisions, runs - divisions], [control[0], control[1] - control[0]]]).pvalue
+        fisher = stats.fisher_exact([[n_divided, runs - n_divided], [control[0], control[1] - control[0]]]).pvalue
         remarks.append(f"with links against without p = {fisher:.2g}")
-    word = COMES_OUT if divisions == runs and p is not None and p <= LEVEL else OPPOSITE if not divisions else UNDECIDED
+    word = COMES_OUT if n_divided == runs and p is not None and p <= LEVEL else OPPOSITE if not n_divided else UNDECIDED
     return Verdict(word, remark="; ".join(remarks), record=record, counted="; ".join(shares), n=runs)
 
 

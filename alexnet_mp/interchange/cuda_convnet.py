@@ -46,7 +46,7 @@ def merged_of(arrays: Arrays, recipe: Recipe, classes: int) -> dict[str, np.ndar
     """The merged tensors, float32, of {name: shape} as `shapes.merged_shapes` has them.
 
     Raises ValueError, with the array's name, for one that is missing, foreign, or of another shape."""
-    names, uses, tensors = names_of(recipe, arrays), set(), {}
+    names, used_names, tensors = names_of(recipe, arrays), set(), {}
     for size in shapes.sizes(recipe, classes):
         weights, biases = [], []
         for name in names[size.layer.name]:
@@ -54,15 +54,17 @@ def merged_of(arrays: Arrays, recipe: Recipe, classes: int) -> dict[str, np.ndar
             halves = [f"{name}.weights.0", f"{name}.weights.1"]
             if size.layer.reads == "both" and recipe.towers == 2 and halves[0] in arrays.files:
                 need(f"{name}.weights" not in arrays.files, f"{name}.weights is there, and {halves[0]} too")
-                parts = [_read(arrays, half, (rows // 2, columns), uses) for half in halves]
+                parts = [_read(arrays, half, (rows // 2, columns), used_names) for half in halves]
                 matrix = np.concatenate(parts)
             else:
-                matrix = _read(arrays, f"{name}.weights", (rows, columns), uses)
+                matrix = _read(arrays, f"{name}.weights", (rows, columns), used_names)
             weights.append(_in_our_order(matrix, size))
-            biases.append(_read(arrays, f"{name}.biases", (math.prod(size.bias_shape),), uses).reshape(size.bias_shape))
+            biases.append(
+                _read(arrays, f"{name}.biases", (math.prod(size.bias_shape),), used_names).reshape(size.bias_shape)
+            )
         tensors[f"{size.layer.name}.weight"] = np.concatenate(weights)
         tensors[f"{size.layer.name}.bias"] = np.concatenate(biases)
-    foreign_names = sorted(set(arrays.files) - uses - BESIDE)
+    foreign_names = sorted(set(arrays.files) - used_names - BESIDE)
     need(not foreign_names, f"{foreign_names[0] if foreign_names else ''} is no array of recipe {recipe.name}")
     return tensors
 
@@ -80,8 +82,8 @@ def _in_our_order(matrix, size):
     return np.ascontiguousarray(matrix.T).reshape(size.weight_shape)
 
 
-def _read(arrays, name, shape, uses):
+def _read(arrays, name, shape, used_names):
     need(name in arrays.files, f"{name} is missing")
-    uses.add(name)
+    used_names.add(name)
     with about(name, DAMAGE, ValueError):
         return arrays.read(name, shape)

@@ -79,28 +79,28 @@ def export(
         raise UserError("--half is for --to hub")
     if fused:
         _refuse_fused(to)
-    network, trained = load_run(run, gpus, kernels)
-    recipe, classes = network.recipe, len(trained.classes)
+    network, training = load_run(run, gpus, kernels)
+    recipe, classes = network.recipe, len(training.classes)
     refuse_last_layer(recipe)
     if half:
         network.load_merged({name: _rounded(name, tensor) for name, tensor in network.merged_state().items()})
     pictures = test_pictures(recipe.stored_size)
     with torch.inference_mode():
-        logits = network(*centre_images(network, trained.statistics, list(pictures.numpy()))).double().cpu()
+        logits = network(*centre_images(network, training.statistics, list(pictures.numpy()))).double().cpu()
     if not logits.isfinite().all():
         raise UserError(f"{run}: its network answers with NaN or infinity, and can't be exported")
-    state, version = checkpoint_format.read_state(trained.checkpoint), package_version("alexnet_mp")
+    state, version = checkpoint_format.read_state(training.checkpoint), package_version("alexnet_mp")
     weights = {name: tensor.numpy() for name, tensor in network.merged_state().items()}
-    mean, words = trained.statistics.mean, in_words(trained.classes, class_words(run, trained.classes), synsets)
+    mean, words = training.statistics.mean, in_words(training.classes, class_words(run, training.classes), synsets)
     metadata = {"input": told_input(recipe), "recipe": recipe.name, "step": state.step}
-    metadata |= {"classes": list(trained.classes), "class_names": words}
+    metadata |= {"classes": list(training.classes), "class_names": words}
     with alone(path), durable_files.writing(path):
         refuse_out(run, to, out)  # another may have written it meanwhile
         if to == "hub":
-            unit_means = means and means(network, trained.statistics)
+            unit_means = means and means(network, training.statistics)
             card = model_card(read_run(run), state, _tests(run), words, half)
             with durable_files.new_directory(path, instead=True) as folder:
-                hub.write(folder, recipe, weights, trained.statistics, trained.classes, words, card, half, unit_means)
+                hub.write(folder, recipe, weights, training.statistics, training.classes, words, card, half, unit_means)
                 return compared(logits, _answers_of(hub.from_pretrained(folder), pictures))
         if to == "torch":
             steps = plain_steps(recipe, weights, classes)
@@ -117,7 +117,7 @@ def export(
         else:
             merged_network = MergedAlexNet(recipe, "cpu", classes, "auto" if fused else "reference")
             merged_network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
-            content = torch_program.program(PictureNetwork(merged_network, mean, trained.classes, words), metadata)
+            content = torch_program.program(PictureNetwork(merged_network, mean, training.classes, words), metadata)
             answers = torch_program.answers
         return durable_files.new_file(path, content, lambda file_bytes: compared(logits, answers(file_bytes, pictures)))
 

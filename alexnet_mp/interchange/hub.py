@@ -133,8 +133,8 @@ def _refuse_absurd(recipe, classes):
     for size in shapes.sizes(recipe, classes):
         layer, (channels, height, _) = size.layer, size.reads
         if layer.kind != "fc":
-            padding = shapes.ceil_mode_padding(height, layer.kernel, layer.stride, layer.pad)
-            inputs = channels * (height + 2 * layer.pad + padding) ** 2
+            extra = shapes.ceil_mode_padding(height, layer.kernel, layer.stride, layer.pad)
+            inputs = channels * (height + 2 * layer.pad + extra) ** 2
             values = max(inputs, size.computed[0] * size.computed[1] ** 2)
             need(values <= MOST_VALUES, f"{layer.name} would have {values:.3g} values a picture")
 

@@ -19,7 +19,7 @@ tags:
 
 # AlexNet, recipe {recipe}, {classes} classes
 
-AlexNet (Krizhevsky, Sutskever, Hinton 2012), {towers}, {origin}. It takes pictures of
+AlexNet (Krizhevsky, Sutskever, Hinton 2012), {towers}, {training}. It takes pictures of
 {stored}x{stored} pixels, RGB, 8 bits, and looks at the central {crop}x{crop}. The mean image is subtracted inside.
 
 ```python
@@ -86,7 +86,7 @@ def model_card(
         recipe=recipe.name,
         classes=len(words),
         towers="both towers as one network" if recipe.towers == 2 else "one tower",
-        origin=f"trained to step {state.step:,} (epoch {state.epoch:,})" if not origin else "trained elsewhere",
+        training=f"trained to step {state.step:,} (epoch {state.epoch:,})" if not origin else "trained elsewhere",
         stored=recipe.stored_size,
         crop=recipe.crop_size,
         errors=_errors(recipe, state, tests, len(words)) + ROUNDED * half,

@@ -58,8 +58,8 @@ def plain_steps(recipe: Recipe, weights: Mapping[str, np.ndarray], classes: int)
             shape = (maps,)
             steps.append(Step("linear", layer.name, shape, {}, _whole(weight, groups, 1), bias))
         else:
-            padding = shapes.ceil_mode_padding(shape[1], layer.kernel, layer.stride, layer.pad)
-            settings = dict(kernel=layer.kernel, stride=layer.stride, pad=layer.pad, more=padding)
+            extra = shapes.ceil_mode_padding(shape[1], layer.kernel, layer.stride, layer.pad)
+            settings = dict(kernel=layer.kernel, stride=layer.stride, pad=layer.pad, more=extra)
             shape = (maps, side, side)
             if layer.kind == "local":
                 steps.append(Step("local", layer.name, shape, settings, _whole(weight, groups, 3), bias))

@@ -139,8 +139,8 @@ def _code_of(step, input_shape):
             arguments = "".join(f", {name}={value}" for name, (value, default) in options.items() if value != default)
             return f"nn.Conv2d({channels}, {step.shape[0]}, {kernel}{arguments})", pads, call
         case "linear":
-            argument = "x.flatten(1)" if len(input_shape) == 3 else "x"
-            return f"nn.Linear({math.prod(input_shape)}, {step.shape[0]})", "", f"self.{step.layer}({argument})"
+            operand = "x.flatten(1)" if len(input_shape) == 3 else "x"
+            return f"nn.Linear({math.prod(input_shape)}, {step.shape[0]})", "", f"self.{step.layer}({operand})"
         case "max_pool" | "avg_pool":
             ceil_mode = ", ceil_mode=True" if settings["more"] else ""
             return "", "", f"F.{step.kind}2d(x, {settings['window']}, stride={settings['stride']}{ceil_mode})"

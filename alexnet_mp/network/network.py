@@ -168,8 +168,8 @@ class TwoTowerAlexNet(nn.Module):
     def layer_parameters(self) -> dict[str, list[nn.Parameter]]:
         """{"conv1.weight": [tower a's, tower b's], ..., "fc8.bias": [tower a's]} in the order of the layers; of the
         towers that are here."""
-        towers = [dict(tower.named_parameters()) for tower in self.towers]
-        return {name: [tower[name] for tower in towers if name in tower] for name in self._owners()}
+        tables = [dict(tower.named_parameters()) for tower in self.towers]
+        return {name: [table[name] for table in tables if name in table] for name in self._owners()}
 
     def _owners(self):
         """{"conv1.weight": how many towers have it, ...}"""

@@ -65,8 +65,8 @@ class WorkerAlexNet(TwoTowerAlexNet):
             weight, product_bias, epilogue_bias = layer.operands(x.dtype)
             part = layer.product(x, weight, product_bias if epilogue_bias is None else epilogue_bias)
             units = [slice_of(number, workers.count, layer.size.units) for number in range(workers.count)]
-            sums = Shared.apply(workers, reader, part, units, reader == "loss")
-            x = layer.apply_epilogue(sums, None, self.towers[0].step)
+            product = Shared.apply(workers, reader, part, units, reader == "loss")
+            x = layer.apply_epilogue(product, None, self.towers[0].step)
         return x.to(self.dtype)
 
     def merged(self, layers: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -63,16 +63,16 @@ def prepare(source: Source, kind: str, plan: "Plan", dest: Path, skip: bool, wor
 def _make(source, kind, plan, dest, skip, workers):
     _begin(dest, plan)
     splits = {name: Shards(dest, name, items, plan, skip) for name, items in source.splits.items()}
-    open_shards = [
+    missing_shards = [
         (shards, number) for shards in splits.values() for number in range(shards.count) if not shards.done(number)
     ]
-    images = sum(len(shards.numbers[number]) for shards, number in open_shards)
+    images = sum(len(shards.numbers[number]) for shards, number in missing_shards)
     total = sum(len(items) for items in source.splits.values())
     say(
         f"{total:,} images of {len(source.classes)} classes in {sum(shards.count for shards in splits.values()):,} "
         "shards" + (f"; {total - images:,} are done already" if images < total else "")
     )
-    tasks = (shards.task(number) for shards, number in open_shards)
+    tasks = (shards.task(number) for shards, number in missing_shards)
     try:
         with (
             progress("preparing", images) as advance,

@@ -163,8 +163,8 @@ def _check_content(task, file, sums, problems, tick):
                 f"{task}: image {names[image]}: its tar header, place or label is not {columns_file(task.split)}'s"
             )
         tick()
-    tail = task.shard.bytes - end
-    if not 2 * BLOCK <= tail < 2 * BLOCK + RECORD or task.shard.bytes % RECORD or any(read(end, task.shard.bytes)):
+    tail_size = task.shard.bytes - end
+    if not 2 * BLOCK <= tail_size < 2 * BLOCK + RECORD or task.shard.bytes % RECORD or any(read(end, task.shard.bytes)):
         problems.append(f"{task}: what follows the last image is not the end of a tar file")
 
 

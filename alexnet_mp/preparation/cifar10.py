@@ -95,7 +95,7 @@ def _from_archive(path):
 
 
 def _source(kind, classes, labels, places, where):
-    counts = {batch: len(column) for batch, column in zip(BATCHES, labels)}
+    counts = {batch: len(batch_labels) for batch, batch_labels in zip(BATCHES, labels)}
     if len(set(counts.values())) > 1:  # a batch that was cut between two pictures shows only here
         raise UserError(
             f"{where}: its batches should be of one size, but have "
@@ -103,10 +103,10 @@ def _source(kind, classes, labels, places, where):
             + " pictures"
         )
     splits = {"train": [], "val": []}
-    for batch, column, (path, start, step, form) in zip(BATCHES, labels, places):
+    for batch, batch_labels, (path, start, step, form) in zip(BATCHES, labels, places):
         splits["val" if batch == "test_batch" else "train"] += [
             Item(f"{batch}/{row:05}", label, path, start + row * step, PICTURE, form)
-            for row, label in enumerate(column)
+            for row, label in enumerate(batch_labels)
         ]
     for images in splits.values():
         images.sort(key=lambda image: image.label)  # within a class they are in the order of their names already

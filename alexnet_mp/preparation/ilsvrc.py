@@ -75,8 +75,8 @@ def find_competition(
     numbers. Raises UserError where an archive is missing, damaged, or does not go with the others."""
     directory, progress, omissions = Path(directory), Progress(note), PassedOver()
     name = competition.key.replace("ILSVRC", "ILSVRC-")
-    train = _path_of(directory, competition.train, f"{name}'s training images")
-    val = _path_of(directory, competition.val, f"{name}'s validation images")
+    train = _required_path(directory, competition.train, f"{name}'s training images")
+    val = _required_path(directory, competition.val, f"{name}'s validation images")
     synsets, truth = _devkit(directory, competition)
     patches = _patches(directory, omissions) if competition.test else {}
     leaves = {synset.wnid: synset for synset in synsets if synset.leaf}
@@ -94,7 +94,9 @@ def find_competition(
         "val": _numbered_items(val, truth, labels, wnids, progress, patches, omissions),
     }
     if competition.test and (directory / competition.test).exists():
-        answers = _path_of(directory, f"{competition.key}_test_ground_truth.txt", f"the labels of {competition.test}")
+        answers = _required_path(
+            directory, f"{competition.key}_test_ground_truth.txt", f"the labels of {competition.test}"
+        )
         truth = _numbers(whole_file(answers, LARGEST_FILE), answers)
         splits["test"] = _numbered_items(
             directory / competition.test, truth, labels, wnids, progress, patches, omissions
@@ -279,7 +281,7 @@ def _devkit(directory, competition):
     contents = {}
     if devkit.is_dir():
         for name in ("meta.mat", answers):
-            contents[name] = whole_file(_path_of(devkit, f"data/{name}", "classes and labels"), LARGEST_FILE)
+            contents[name] = whole_file(_required_path(devkit, f"data/{name}", "classes and labels"), LARGEST_FILE)
     else:
         for name, content in gzip_members(
             devkit, lambda name: re.fullmatch(rf"(.*/)?data/(meta\.mat|{answers})", name), LARGEST_FILE, LARGEST_DEVKIT
@@ -328,7 +330,7 @@ def _numbers(content, where):
     return [int(line) for line in lines]
 
 
-def _path_of(directory, name, purpose):
+def _required_path(directory, name, purpose):
     if not (directory / name).exists():
         raise UserError(f"{directory}: no {name}; it has {purpose}")
     return directory / name

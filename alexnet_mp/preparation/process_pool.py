@@ -44,10 +44,10 @@ def in_processes(
             pool.append(_Worker(context, work, ticks, place))
             pool[-1].give(task)
         while pool:
-            pipes = connection.wait([worker.pipe for worker in pool], SECONDS)  # a dead worker's pipe is ready too
+            ready_pipes = connection.wait([worker.pipe for worker in pool], SECONDS)  # a dead worker's is ready too
             old_total, total = total, sum(ticks)  # read once: they go on
             advance(total - old_total)
-            for worker in [worker for worker in pool if worker.pipe in pipes]:
+            for worker in [worker for worker in pool if worker.pipe in ready_pipes]:
                 yield worker.task, worker.answer()
                 task = next(tasks, None)
                 if task is None:

@@ -90,14 +90,14 @@ class Shards:
         is left out of it that could be in it now."""
         try:
             with safe_open(part_path(self.dest, self.split, number), "np") as part:
-                entry, numbers = json.loads(part.metadata()["shard"]), part.get_tensor("number")
+                entry, images = json.loads(part.metadata()["shard"]), part.get_tensor("number")
                 stamps = part.get_tensor("stamps")  # KeyError: a former version's, which knew names alone
             gaps = [image["number"] for image in entry["skipped"]]
             if (self.dest / shard_file(self.split, number)).stat().st_size != entry["bytes"]:
                 return False
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return False
-        if not np.array_equal(np.sort(np.append(numbers, gaps)), np.sort(self.numbers[number])):
+        if not np.array_equal(np.sort(np.append(images, gaps)), np.sort(self.numbers[number])):
             return False
         if not np.array_equal(stamps, _stamps(self.items[image] for image in self.numbers[number])):
             return False
@@ -132,15 +132,15 @@ class Shards:
             tuple(shards),
             tuple(sorted(skipped, key=lambda image: image.number)),
         )
-        numbers = keys(split)
-        names = [self.items[number].name.encode(errors="surrogateescape") for number in numbers]
-        columns = {name: values[numbers] for name, values in columns.items()}
+        kept_images = keys(split)
+        names = [self.items[number].name.encode(errors="surrogateescape") for number in kept_images]
+        columns = {name: values[kept_images] for name, values in columns.items()}
         return (
             split,
             Columns(
                 columns.pop("shard").astype(np.int32),
                 **columns,
-                label=np.array([self.items[number].label for number in numbers], np.int64),
+                label=np.array([self.items[number].label for number in kept_images], np.int64),
                 names=np.frombuffer(b"".join(names), np.uint8),
                 name_ends=np.cumsum([len(name) for name in names], dtype=np.int64),
             ),

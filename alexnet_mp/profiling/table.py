@@ -41,18 +41,18 @@ def table(
     they could not be measured. The rows add up to the whole step. Of a GPU they are times of kernels: "other" is then
     what it idled, and below 0 where kernels of several streams ran at once. On a CPU "other" has all that the host did
     for towers that are elsewhere, too."""
-    spans, total = _spans(times, device, towers, steps), 1e-3 * times.whole / steps
+    step_times, total = _step_times(times, device, towers, steps), 1e-3 * times.whole / steps
     limits = _limits(recipe, towers, images, dtype, ceilings, classes) if ceilings else {}
     rows = []
     for layer in recipe.layers:
         for kind, name in (("product", layer.name), ("then", f"{layer.name} {'+'.join(layer.then) or 'rest'}")):
-            if (layer.name, kind) in spans or (
+            if (layer.name, kind) in step_times or (
                 (kind == "product" or layer.then) and (0 in towers or layer.towers == "each")
             ):
-                rows.append(_row(name, spans[layer.name, kind], limits.get((layer.name, kind)), total))
-    rows += [_row(PARTS[part], spans[part, ""], None, total) for part in TWO_PASSES]
+                rows.append(_row(name, step_times[layer.name, kind], limits.get((layer.name, kind)), total))
+    rows += [_row(PARTS[part], step_times[part, ""], None, total) for part in TWO_PASSES]
     rows += [
-        _row(PARTS[part], spans[part, ""], limits.get((part, "")), total) | NO_PASS for part in ("update", "input")
+        _row(PARTS[part], step_times[part, ""], limits.get((part, "")), total) | NO_PASS for part in ("update", "input")
     ]
     rows.append(_row(PARTS["other"], [total - sum(row["ms"] for row in rows), 0.0], None, total) | NO_PASS)
     roofs = [row["roofline_ms"] for row in rows if row["roofline_ms"] is not None]
@@ -81,14 +81,14 @@ def lines(rows: Iterable[dict]) -> list[str]:
     return texts
 
 
-def _spans(times, device, towers, steps):
+def _step_times(times, device, towers, steps):
     """{(part, kind): [forward, backward]} in ms a step on this device."""
     on_cpu = device.type == "cpu"
-    spans, letters = defaultdict(lambda: [0.0, 0.0]), {"ab"[tower] for tower in towers}
+    step_times, letters = defaultdict(lambda: [0.0, 0.0]), {"ab"[tower] for tower in towers}
     for place, microseconds in (times.host if on_cpu else times.gpus.get(device.index, {})).items():
         if not on_cpu or not place.tower or place.tower in letters:
-            spans[place.part, place.kind][place.backward] += 1e-3 * microseconds / steps
-    return spans
+            step_times[place.part, place.kind][place.backward] += 1e-3 * microseconds / steps
+    return step_times
 
 
 def _limits(recipe, towers, images, dtype, ceilings, classes):
@@ -107,8 +107,8 @@ def _limits(recipe, towers, images, dtype, ceilings, classes):
     return {key: limit for key, limit in limits.items() if any(limit)}
 
 
-def _row(name, span, limit, total):
-    forward, backward = span
+def _row(name, step_times, limit, total):
+    forward, backward = step_times
     ms = forward + backward
     # A layer that is frozen has no backward pass, and nothing is asked of it.
     roof = None if limit is None else 1e3 * (limit[0] + (limit[1] if backward > 0 else 0.0))

@@ -208,12 +208,13 @@ def _with_std(recipe, std, *names):
 
 def _fan_in_factor(recipe, name):
     """The root of a layer's fan-in in the paper's network over that in this one. Raises UserError."""
-    fan_ins, counterpart = _fan_ins(paper()), COUNTERPARTS.get(name, name)
-    if counterpart not in fan_ins:
+    paper_fan_ins, counterpart = _fan_ins(paper()), COUNTERPARTS.get(name, name)
+    if counterpart not in paper_fan_ins:
         raise UserError(
-            f"no initial deviation of {name} is known: the paper's network has no such layer, only {', '.join(fan_ins)}"
+            f"no initial deviation of {name} is known: the paper's network has no such layer, only "
+            f"{', '.join(paper_fan_ins)}"
         )
-    return math.sqrt(fan_ins[counterpart] / _fan_ins(recipe)[name])
+    return math.sqrt(paper_fan_ins[counterpart] / _fan_ins(recipe)[name])
 
 
 def _fan_ins(recipe):

@@ -13,13 +13,13 @@ def paper() -> Recipe:
     Command: `python -m alexnet_mp.train --gpus 0,1 --data DIR --recipe paper`. Cost in 2012: five to six days on two
     GTX 580."""
     # 3.5: "the response-normalized and pooled output of the first convolutional layer"
-    conv_epilogue = ("relu", "lrn", "max_pool")
+    lrn_epilogue = ("relu", "lrn", "max_pool")
     fc_epilogue = ("relu", "dropout")
     return Recipe(
         "paper",
         layers=(
-            Layer("conv1", "conv", 48, "image", conv_epilogue, kernel=11, stride=4),
-            Layer("conv2", "conv", 128, "own", conv_epilogue, kernel=5, pad=2, init_bias=1.0),
+            Layer("conv1", "conv", 48, "image", lrn_epilogue, kernel=11, stride=4),
+            Layer("conv2", "conv", 128, "own", lrn_epilogue, kernel=5, pad=2, init_bias=1.0),
             Layer("conv3", "conv", 192, "both", ("relu",), kernel=3, pad=1),
             Layer("conv4", "conv", 192, "own", ("relu",), kernel=3, pad=1, init_bias=1.0),
             Layer("conv5", "conv", 128, "own", ("relu", "max_pool"), kernel=3, pad=1, init_bias=1.0),

@@ -179,9 +179,9 @@ def paired_errors(runs: Sequence[ComparedRun]) -> tuple[list[PairedErrors], list
             continue
         protocol = _protocol(a, b)
         rows.append((a.name, b.name, protocol, mcnemar(*(run.right[protocol][0] for run in (a, b)))))
-    p_values = holm([change.p for *_, change in rows])
+    corrected_p = holm([change.p for *_, change in rows])
     return (
-        [PairedErrors(*row, holm_p) for row, holm_p in zip(rows, p_values, strict=True)],
+        [PairedErrors(*row, holm_p) for row, holm_p in zip(rows, corrected_p, strict=True)],
         [f"{name}: {reason}" for name, reason in untested_runs.items()]
         + [f"{', '.join(pairs[:SHOWN])}{_more(pairs)}: {reason}" for reason, pairs in reasons.items()],
     )

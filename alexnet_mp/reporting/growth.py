@@ -22,18 +22,18 @@ def growing(out: Path, growths: Mapping[str, Growth]) -> page.Part:
     pieces = [page.text(_what_there_is(first))]
     if len(first.moments) > 1:
         pieces += _pictures(out, first)
-    curves = {name: growth for name, growth in growths.items() if len(growth.moments) > 1}
+    series = {name: growth for name, growth in growths.items() if len(growth.moments) > 1}
     charts = [
         (
             write_figure(draw_growth(growth, printable(name)), out / f"growth_{number}.png"),
             f"Share of chroma of each tower against steps, {printable(name)}",
         )
-        for number, (name, growth) in enumerate(list(curves.items())[:MOST_CHARTS], 1)
+        for number, (name, growth) in enumerate(list(series.items())[:MOST_CHARTS], 1)
     ]
     if charts:
         pieces.append(page.panels(charts))
-    if len(curves) > MOST_CHARTS:
-        pieces.append(page.why(f"Charts of the first {MOST_CHARTS} of {len(curves)} such runs."))
+    if len(series) > MOST_CHARTS:
+        pieces.append(page.why(f"Charts of the first {MOST_CHARTS} of {len(series)} such runs."))
     pieces += [
         page.table(
             ["run", "moments", "from step", "to step", "chroma a / b at the end", "divided at", "begins", "turns"],

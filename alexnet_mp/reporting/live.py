@@ -113,12 +113,12 @@ class Watched:
         with its sha256."""
         if not checkpoints.listing(self.path):
             return
-        identity = _identity(checkpoints.newest(self.path))
-        if identity == self.of_checkpoint:
+        newest_identity = _identity(checkpoints.newest(self.path))
+        if newest_identity == self.of_checkpoint:
             return
 
         _, (state, kernels) = checkpoints.from_newest(self.path, of_checkpoint)
-        self.of_checkpoint = identity  # where a newer one came meanwhile, the next look reads it again
+        self.of_checkpoint = newest_identity  # where a newer one came meanwhile, the next look reads it again
         if kernels.ndim != 4 or kernels.shape[1] != 3 or not np.isfinite(kernels).all():
             self.first_layer, self.no_kernels = None, f"Its weights, {kernels.shape}, are no kernels of colour images."
             return

@@ -82,21 +82,22 @@ def similarity(
             page.text(f"Of {len(pictures.stored)} pictures nothing is said; {FEWEST} of {pictures.of} would do.")
         )
     try:
-        representation = pictures.seen_by(network, statistics, with_maps=True)
+        own_representation = pictures.seen_by(network, statistics, with_maps=True)
     except ValueError as error:
         return _part(page.text(f"The network diverged and has nothing to compare: {error}."))
-    likenesses, deals = alike(representation), dealt(representation)
+    likenesses, deals = alike(own_representation), dealt(own_representation)
     initial_network = TwoTowerAlexNet(recipe, network.exchange.devices, network.classes, network.kernels).eval()
     initial_cka = own_cka(pictures.seen_by(initial_network, statistics))
     representations, reasons = _of_others(others, recipe, pictures, gpus, kernels)
     linked = bool(links(recipe))
-    peers = [representation, *(other for other, has_links in representations.values() if has_links == linked)]
+    peers = [own_representation, *(other for other, has_links in representations.values() if has_links == linked)]
     controls = [other for other, has_links in representations.values() if has_links != linked]
     pieces = [
         page.text(
             "How alike the two towers see the same pictures: linear CKA, 1 where one tower says what the other says, "
             "turned and scaled, about 0 where they say unrelated things. The estimate is unbiased. "
-            f"{representation.pictures} pictures of {pictures.of}, centre view, each layer's output after its pooling."
+            f"{own_representation.pictures} pictures of {pictures.of}, centre view, each layer's output after its "
+            "pooling."
         ),
         page.text(_verdict(deals)),
     ]
@@ -110,7 +111,7 @@ def similarity(
     pieces += [
         page.image(path, "CKA of the two towers layer by layer, with the crossings between"),
         _layers(likenesses, deals, lines),
-        *_crossings(changes_at_crossings(representation, recipe)),
+        *_crossings(changes_at_crossings(own_representation, recipe)),
         *_across(comparisons, len(peers)),
         *_over_training(out, run, step, initial_network, statistics, pictures, initial_cka, likenesses),
         page.why(
@@ -138,7 +139,7 @@ def _of_others(others, recipe, pictures, gpus, kernels):
     """({name: (`Representation`, whether its towers have links)}, why others are left out)."""
     representations, reasons = {}, []
     for name, directory in others.items():
-        network, trained = load_run(directory, gpus, kernels)
+        network, training = load_run(directory, gpus, kernels)
         if network.recipe.towers == 1:
             reasons.append(f"{name}, one tower")
         elif network.recipe.stored_size != recipe.stored_size:
@@ -147,7 +148,7 @@ def _of_others(others, recipe, pictures, gpus, kernels):
             reasons.append(f"{name}, the {MOST_NETWORKS + 1}th network or a later one")
         else:
             try:
-                representations[name] = pictures.seen_by(network, trained.statistics), bool(links(network.recipe))
+                representations[name] = pictures.seen_by(network, training.statistics), bool(links(network.recipe))
             except ValueError as error:
                 reasons.append(f"{name}, {error}")
     return representations, reasons

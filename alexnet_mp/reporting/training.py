@@ -28,17 +28,17 @@ def training(out: Path, lines: Sequence[dict], recipe: Recipe, classes: int) -> 
     paths = [
         write_figure(figure, out / f"training_{name}.png") for name, figure in draw_training(lines, classes).items()
     ]
-    entry, difference, steps = epochs[-1], gap(epochs), sum(line["kind"] == "train" for line in lines)
+    last_epoch, epoch_and_gap, steps = epochs[-1], gap(epochs), sum(line["kind"] == "train" for line in lines)
     words = (
-        f"{steps:,} step{'s' * (steps > 1)}, into epoch {entry['epoch']} of {recipe.epochs}; batch size "
+        f"{steps:,} step{'s' * (steps > 1)}, into epoch {last_epoch['epoch']} of {recipe.epochs}; batch size "
         f"{recipe.batch_size}, "
-        f"seed {recipe.seed}. In the last of these epochs the training loss was {entry['loss']:.3f} and the "
+        f"seed {recipe.seed}. In the last of these epochs the training loss was {last_epoch['loss']:.3f} and the "
         "training error "
-        f"{entry['top1_error']:.2f} % top-1, with dropout and augmentation."
+        f"{last_epoch['top1_error']:.2f} % top-1, with dropout and augmentation."
     )
-    if difference is not None:
+    if epoch_and_gap is not None:
         words += (
-            f" Validation minus training error, top-1, at epoch {difference[0]}: {difference[1]:+.2f} points; "
+            f" Validation minus training error, top-1, at epoch {epoch_and_gap[0]}: {epoch_and_gap[1]:+.2f} points; "
             "validation is measured after the epoch, training is the mean over it."
         )
     pieces = [page.text(words), page.panels(zip(paths, ALT))]
@@ -81,8 +81,12 @@ def gap(epochs: Sequence[dict]) -> tuple[int, float] | None:
 
     Below 0 for a network that dropout and augmentation hold back in training.
     """
-    entries = [entry for entry in epochs if "val_top1_error" in entry]
-    return (entries[-1]["epoch"], entries[-1]["val_top1_error"] - entries[-1]["top1_error"]) if entries else None
+    validations = [entry for entry in epochs if "val_top1_error" in entry]
+    return (
+        (validations[-1]["epoch"], validations[-1]["val_top1_error"] - validations[-1]["top1_error"])
+        if validations
+        else None
+    )
 
 
 def draw_training(lines: Sequence[dict], classes: int) -> "dict[str, Figure]":

@@ -45,8 +45,8 @@ def build_index(
     doesn't."""
     out = Path(out or Path(run) / OF_A_RUN)
     (opened_run,) = open_runs([run], data, SPLITS, gpus, kernels, pipeline, workers, batch_size)
-    network, metadata = load_run(run, gpus, kernels)
-    source = _source(run, out, network, metadata, opened_run.dataset)
+    network, training = load_run(run, gpus, kernels)
+    source = _source(run, out, network, training, opened_run.dataset)
     if os.path.lexists(out):
         index = _existing_index(out, source, opened_run.dataset)
     else:
@@ -125,12 +125,12 @@ def _add_codes(index, bits, seed):
         )
 
 
-def _source(run, out, network, metadata, dataset):
-    recipe, classes = network.recipe, metadata.classes
+def _source(run, out, network, training, dataset):
+    recipe, classes = network.recipe, training.classes
     size = sizes(recipe, len(classes))[-2]  # `last_hidden` of it
     return Source(
         os.path.relpath(run, out),
-        metadata.checkpoint.name,
+        training.checkpoint.name,
         weights_digest(network),
         recipe.name,
         last_hidden(recipe).name,

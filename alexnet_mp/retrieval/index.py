@@ -121,9 +121,9 @@ class Index:
         """(their encoder, {"train": (N, bits / 8) uint8, "val": ...}). Raises UserError where it has no such
         length."""
         if str(bits) not in self.described.codes:
-            lengths = f", only of {', '.join(map(str, self.lengths))}" if self.lengths else ""
+            remark = f", only of {', '.join(map(str, self.lengths))}" if self.lengths else ""
             raise UserError(
-                f"{self.path}: it has no codes of {bits} bits{lengths}; retrieve index with --bits {bits} adds them"
+                f"{self.path}: it has no codes of {bits} bits{remark}; retrieve index with --bits {bits} adds them"
             )
         file = _codes_file(bits)
         tensors = load(self._content(file, {file: self.described.codes[str(bits)].sha256}))

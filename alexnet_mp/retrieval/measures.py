@@ -67,8 +67,8 @@ def _ranking(distances, relevant):
     hits = np.add.reduceat(relevance.astype(np.float64), starts)
     before = np.cumsum(hits) - hits
     group = np.repeat(np.arange(len(starts)), sizes)
-    rank = np.arange(len(sorted_distances)) - starts[group]  # pictures of its own distance that come before it
-    tied_hits = rank * (hits - 1)[group] / np.maximum(sizes - 1, 1)[group]
+    tie_rank = np.arange(len(sorted_distances)) - starts[group]  # pictures of its own distance that come before it
+    tied_hits = tie_rank * (hits - 1)[group] / np.maximum(sizes - 1, 1)[group]
     return _Ranking((hits / sizes)[group], before[group] + tied_hits + 1)
 
 
@@ -153,16 +153,16 @@ def _pixel_distance(train, val, rows):
     for start in range(0, len(rows), QUERIES_AT_ONCE):
         part = slice(start, start + QUERIES_AT_ONCE)
         distances = np.sqrt(np.maximum(all_distances("pixels", train.pixels, val.pixels[rows[part]]), 0))
-        ranking, to_neighbours = np.sort(distances, axis=1), np.take_along_axis(distances, neighbours[part], 1)
+        sorted_distances, to_neighbours = np.sort(distances, axis=1), np.take_along_axis(distances, neighbours[part], 1)
         places = [
             (np.searchsorted(row, values, "left") + np.searchsorted(row, values, "right")) / 2
-            for row, values in zip(ranking, to_neighbours)
+            for row, values in zip(sorted_distances, to_neighbours)
         ]
         sums += [
             to_neighbours.mean(1).sum(),
-            ranking[:, :NEIGHBOURS].mean(1).sum(),
-            ranking.mean(1).sum(),
-            (np.array(places).mean(1) / ranking.shape[1]).sum(),
+            sorted_distances[:, :NEIGHBOURS].mean(1).sum(),
+            sorted_distances.mean(1).sum(),
+            (np.array(places).mean(1) / sorted_distances.shape[1]).sum(),
         ]
     by_layer, by_pixels, to_any, nearer = (sums / len(rows)).tolist()
     return {

@@ -33,14 +33,14 @@ def network_of(index: Index, run: str | None, gpus: str, kernels: str) -> tuple[
     run: None: where the run was, as seen from the index."""
     source = index.described.source
     run = run or os.path.normpath(index.path / source.run)
-    network, metadata = load_run(run, gpus, kernels)
+    network, training = load_run(run, gpus, kernels)
     if weights_digest(network) != source.weights_sha256:
         raise UserError(
             f"{index.path} is of the weights of {source.checkpoint}, and {run} has others at "
-            f"{metadata.checkpoint.name}; "
+            f"{training.checkpoint.name}; "
             f"{typed('retrieve', 'index', run, '--out', 'DIR')} makes an index of these"
         )
-    return network, metadata
+    return network, training
 
 
 def code_length(index: Index, by: str, bits: int | None, run: str | None) -> int | None:

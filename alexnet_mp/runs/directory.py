@@ -159,17 +159,17 @@ class RunDirectory:
             self_check=checked,
         )
         if point is not None:  # the file says what runs now, and keeps how it came to it
-            origin = _run_fields(point.run) if point.run else {}
-            content |= {name: origin[name] for name in ("command", "started") if name in origin}
+            old_fields = _earlier_fields(point.run) if point.run else {}
+            content |= {name: old_fields[name] for name in ("command", "started") if name in old_fields}
             entry = {
                 "command": command,
                 "started": now,
                 "step": point.checkpoint.state.step,
                 "from": str(point.path),
                 "changed": changed,
-                "commit_before": origin.get("commit"),
+                "commit_before": old_fields.get("commit"),
             }
-            content["resumed"] = [*origin.get("resumed", []), entry]
+            content["resumed"] = [*old_fields.get("resumed", []), entry]
         write_run(self.path, content)
 
     def log(self, kind: str, **values: object) -> None:
@@ -306,7 +306,7 @@ def refuse_remains(path: str | Path) -> None:
 def refuse_branch(path: str | Path) -> None:
     """Raise UserError if a run went on from another's checkpoint and has none of its own: its beginning would be
     another one."""
-    if resumptions := _run_fields(path).get("resumed"):
+    if resumptions := _earlier_fields(path).get("resumed"):
         checkpoint = resumptions[-1].get("from") if isinstance(resumptions[-1], dict) else None
         raise UserError(
             f"{path} went on from {checkpoint}, and has no checkpoint of its own; --resume that one, with a new --out"
@@ -369,7 +369,7 @@ def _wrong_field(run):
     return next((name for name, verdict in verdicts.items() if not verdict), None)
 
 
-def _run_fields(path):
+def _earlier_fields(path):
     """`run.json` of the run that goes on, as far as it can be read: a checkpoint holds all that is needed."""
     try:
         content = json.loads(durable_files.read(Path(path) / RUN, MOST_BYTES))

@@ -60,8 +60,8 @@ def load_unit_means(folder: str | Path, recipe: Recipe, classes: int) -> UnitMea
             os.path.realpath(path), 4 * sum(map(math.prod, shapes.values())) + safetensors_file.MOST_HEADER
         )
         need(safetensors_file.read_layout(len(content), content) == layout, "its tensors are of another network")
-        pictures = safetensors_file.parse(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][OF]
-        need(isinstance(pictures, str) and len(pictures) < 1000, "it doesn't say of which pictures it is")
+        description = safetensors_file.parse(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][OF]
+        need(isinstance(description, str) and len(description) < 1000, "it doesn't say of which pictures it is")
         arrays = load(content)
         need(all(map(safetensors_file.finite, arrays.values())), "it has values that are no numbers")
     except DAMAGE as error:
@@ -69,4 +69,4 @@ def load_unit_means(folder: str | Path, recipe: Recipe, classes: int) -> UnitMea
     values = {}
     for name in sorted(arrays):
         values.setdefault(name.rpartition(".")[0], []).append(arrays[name])
-    return UnitMeans(values, pictures)
+    return UnitMeans(values, description)

@@ -17,8 +17,8 @@ def faults(report: dict) -> list[str]:
     """What every run needs and isn't there, and what the self-check found wrong."""
     broken_packages = [
         name
-        for name, package in report["packages"].items()
-        if name not in OPTIONAL and (name == "problem" or package["problem"])
+        for name, status in report["packages"].items()
+        if name not in OPTIONAL and (name == "problem" or status["problem"])
     ]
     self_check = report["self_check"]
     failed_checks = [

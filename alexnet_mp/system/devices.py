@@ -71,19 +71,19 @@ def _refuse_two(gpus, devices):
 def of_process(gpus: str, number: int, count: int) -> torch.device:
     """The device of a process that has one, `number` of `count` on this machine, whose devices `gpus` lists: of "2,3"
     the first process has cuda:2. Raises UserError, also where two would share a GPU, which NCCL refuses."""
-    choice = ",".join(map(str, range(count))) if torch.cuda.device_count() >= count else "cpu"
+    advice = ",".join(map(str, range(count))) if torch.cuda.device_count() >= count else "cpu"
     if gpus == "auto":
         _refuse_too_few(count)
-        gpus = choice
+        gpus = advice
     names = _names(gpus, "cpu, or a GPU for each process on this machine, as in 0,1")
     if names == ["cpu"]:
         names *= count
-    devices = _devices(gpus, names, choice)
+    devices = _devices(gpus, names, advice)
     kinds = {device.type for device in devices}
     if len(devices) != count or len(kinds) > 1 or kinds == {"cuda"} and len(set(devices)) < count:
         raise UserError(
             f"--gpus {gpus}: the {count} process(es) on this machine need a GPU each, or all the CPU; "
-            f"--gpus {choice} would work"
+            f"--gpus {advice} would work"
         )
     return devices[number]
 
@@ -93,15 +93,15 @@ def of_pair(gpus: str, towers: int, number: int, count: int) -> list[torch.devic
     `gpus` lists: of "0,1,2,3" the second process has [cuda:2, cuda:3], of "0,0,1,1" cuda:1 twice. Raises UserError,
     also where two would share a GPU, which NCCL refuses."""
     gpu_count, tower_count = torch.cuda.device_count(), towers * count
-    choice = [*range(tower_count)] if gpu_count >= tower_count else [gpu for gpu in range(count) for _ in range(towers)]
-    choice = ",".join(map(str, choice)) if gpu_count >= count else "cpu"
+    advice = [*range(tower_count)] if gpu_count >= tower_count else [gpu for gpu in range(count) for _ in range(towers)]
+    advice = ",".join(map(str, advice)) if gpu_count >= count else "cpu"
     if gpus == "auto":
         _refuse_too_few(count)
-        gpus = choice
+        gpus = advice
     names = _names(gpus, "cpu, or a GPU for each tower of each process on this machine, as in 0,1,2,3 or 0,0,1,1")
     if names == ["cpu"]:
         names *= tower_count
-    devices = _devices(gpus, names, choice)
+    devices = _devices(gpus, names, advice)
     pairs = [devices[first : first + towers] for first in range(0, len(devices), towers)]
     pair_devices = sum((list(dict.fromkeys(pair)) for pair in pairs), [])
     alike = len({tuple(pair.index(device) for device in pair) for pair in pairs}) == 1
@@ -112,7 +112,7 @@ def of_pair(gpus: str, towers: int, number: int, count: int) -> list[torch.devic
     ):
         raise UserError(
             f"--gpus {gpus}: the {count} process(es) on this machine have {towers} tower(s) each, which need a device "
-            f"each, or one in each process, and no GPU of another's; --gpus {choice} would work"
+            f"each, or one in each process, and no GPU of another's; --gpus {advice} would work"
             + ("; a process a tower is --towers apart" if len(devices) == count and towers > 1 else "")
         )
     return pairs[number]
@@ -135,14 +135,14 @@ def _names(gpus, choices):
     return names
 
 
-def _devices(gpus, names, choice):
+def _devices(gpus, names, advice):
     count = torch.cuda.device_count()
     for name in names:
         if name != "cpu" and int(name) >= count:
             gpus_here = (
                 f"the GPUs here are {', '.join(map(str, range(count)))}" if count else "no CUDA device was found here"
             )
-            raise UserError(f"--gpus {gpus}: GPU {name} is not there; {gpus_here}; --gpus {choice} would work")
+            raise UserError(f"--gpus {gpus}: GPU {name} is not there; {gpus_here}; --gpus {advice} would work")
     return [torch.device("cpu" if name == "cpu" else f"cuda:{int(name)}") for name in names]
 
 

@@ -144,7 +144,7 @@ def serve(connection: Connection) -> None:
         return
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
     for function, arguments in (prepare, *calls):
-        outcome = _outcome(function, arguments)
+        outcome = _call(function, arguments)
         _send(connection, outcome)
         if outcome.state != PASSED:
             break
@@ -152,7 +152,7 @@ def serve(connection: Connection) -> None:
         time.sleep(1)
 
 
-def _outcome(function, arguments):
+def _call(function, arguments):
     try:
         function(*arguments)
         return Outcome(PASSED)

@@ -27,8 +27,8 @@ def is_first() -> bool:
 
 @contextmanager
 def spoken_by_the_first() -> Iterator[None]:
-    """The first process of each machine prints what all processes of a job print alike, as how a command is typed; the
-    others are silent, and give it the time to. torchrun does not start again what was typed wrong."""
+    """The first process of each machine prints what all processes of a job print alike, such as how a command is typed;
+    the others are silent, and give it the time to. torchrun does not start again what was typed wrong."""
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         with ExitStack() as silence:

@@ -111,11 +111,11 @@ def fused_operation(
     dy = torch.empty_like(y).copy_(_samples(exact.shape, 3, device) * _clear(layer, fused, *cases[2][1:], constants))
     gradients = [_backward(*inputs, dy) for inputs in cases]
     least = rounding(gradients[2][0])
-    compare("gradient", *(case[0] for case in gradients), least, gradient_roundings * least)
+    compare("gradient", *(pair[0] for pair in gradients), least, gradient_roundings * least)
     if with_bias:  # a sum of n rounded terms errs by the root of n roundings; what is approximate may all add up
         sum_rounding = rounding(gradients[2][0].abs().sum((0, 2, 3)))
         least *= math.sqrt(x.numel() / maps[0])
-        compare("gradient of the bias", *(case[1] for case in gradients), least, gradient_roundings * sum_rounding)
+        compare("gradient of the bias", *(pair[1] for pair in gradients), least, gradient_roundings * sum_rounding)
     synchronize(devices)
 
 
@@ -202,8 +202,12 @@ def augmentation(
     (device,) = devices
     generator = torch.Generator().manual_seed(1)
     pictures = torch.randint(0, 256, (IMAGES, stored, stored, 3), generator=generator, dtype=torch.uint8)
-    edge = stored - crop
-    places = torch.tensor([0, edge, edge // 2]), torch.tensor([edge, 0, edge // 3]), torch.tensor([False, True, True])
+    limit = stored - crop
+    places = (
+        torch.tensor([0, limit, limit // 2]),
+        torch.tensor([limit, 0, limit // 3]),
+        torch.tensor([False, True, True]),
+    )
     shift = 10 * torch.randn(IMAGES, 3, generator=generator)
     mean = (255 * torch.rand(stored, stored, 3, generator=generator)).to(device)
     options = dict(crop=crop, mean_follows_crop=mean_follows_crop)
@@ -222,7 +226,7 @@ def product(devices: Sequence[torch.device], shape: tuple[int, int], kernels: st
         _samples(dims, seed, device).float()
         for seed, dims in enumerate(((IMAGES, shape[1]), shape, shape[:1], (IMAGES, shape[0])))
     )
-    outputs = []
+    results = []
     for function, dtype in (
         (partial(linear, kernels=kernels), torch.float32),
         (F.linear, torch.float32),
@@ -230,14 +234,14 @@ def product(devices: Sequence[torch.device], shape: tuple[int, int], kernels: st
     ):
         inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, weight, bias)]
         y = function(*inputs)
-        outputs.append([y.detach(), *torch.autograd.grad(y, inputs, dy.to(dtype))])
+        results.append([y.detach(), *torch.autograd.grad(y, inputs, dy.to(dtype))])
     terms = {
         "output": shape[1],
         "gradient": shape[0],
         "gradient of the weights": IMAGES,
         "gradient of the bias": IMAGES,
     }
-    for (what, count), *tensors in zip(terms.items(), *outputs):  # of sums in other orders one may err by far less
+    for (what, count), *tensors in zip(terms.items(), *results):  # of sums in other orders one may err by far less
         compare(what, *tensors, rounding(tensors[2]) * math.sqrt(count))
     synchronize(devices)
 
@@ -255,10 +259,10 @@ def cross(exchange: Exchange, shape: tuple[int, ...], dtype: torch.dtype) -> Non
     towers, devices = (0, 1), exchange.devices
     places = [[torch.zeros(shape, dtype=dtype, device=device) for device in devices] for _ in range(2)]
     for number in range(ROUNDS):
-        samples, back_gradients = (
-            [_samples(shape, 4 * number + kind + tower, "cpu").to(dtype) for tower in towers] for kind in (0, 2)
+        source_maps, back_gradients = (
+            [_samples(shape, 4 * number + first + tower, "cpu").to(dtype) for tower in towers] for first in (0, 2)
         )
-        maps = [_copy_late(places[0][tower], samples[tower]).detach().requires_grad_() for tower in towers]
+        maps = [_copy_late(places[0][tower], source_maps[tower]).detach().requires_grad_() for tower in towers]
         arrivals = []
         for tower, parts in zip(towers, exchange.gather("self-check", maps, 2)):
             weights = torch.tensor([0.0, 1.0], dtype=dtype, device=devices[tower])
@@ -270,7 +274,7 @@ def cross(exchange: Exchange, shape: tuple[int, ...], dtype: torch.dtype) -> Non
         torch.autograd.backward(arrivals, [_copy_late(places[1][tower], back_gradients[tower]) for tower in towers])
         for source, target in ((0, 1), (1, 0)):
             way = f"{devices[source]} to {devices[target]}"
-            if not torch.equal(arrivals[target].detach().cpu(), samples[source]):
+            if not torch.equal(arrivals[target].detach().cpu(), source_maps[source]):
                 raise Wrong(f"is wrong: other values arrive than were sent from {way}")
             # what tower `source` read is of tower `target`
             if not torch.equal(maps[target].grad.cpu(), back_gradients[source]):

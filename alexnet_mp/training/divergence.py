@@ -33,8 +33,8 @@ def end_diverged(
         draw_curves(run.path, classes)
     saver.wait(PATIENCE)
     names = ", ".join(images[:2]) + (f" and {len(images) - 2} more" if len(images) > 2 else "") or f"those of {split}"
-    checkpoint = f"the last good checkpoint is {saver.saved}" if saver.saved else "no checkpoint was written yet"
+    remark = f"the last good checkpoint is {saver.saved}" if saver.saved else "no checkpoint was written yet"
     raise InVain(
-        f"{what}; images: {names} ({run.path}/{NON_FINITE}); {checkpoint}; the same command would come to it again; "
+        f"{what}; images: {names} ({run.path}/{NON_FINITE}); {remark}; the same command would come to it again; "
         "from an earlier checkpoint, --resume PATH --out NEW --resume-anyway --set learning_rate=..., may help"
     )

@@ -48,10 +48,10 @@ def dry_run(options: Options, clock: Callable[[], float] = time.perf_counter) ->
             raise UserError("--dry-run: not yet of several processes; in one it tells the memory of the same towers")
         dry_options, directory = _without_writing(options)
         plan = resolve(replace(dry_options, self_check=False), resources)
-        dataset, pipeline, checks = run.choose_pipeline(plan)
+        dataset, pipeline, findings = run.choose_pipeline(plan)
         pipeline.pieces = plan.pieces
         pipeline.use(_statistics(plan, dataset))
-        network = run.build_network(plan, run.TrainingData(dataset, pipeline, [], checks, {}))
+        network = run.build_network(plan, run.TrainingData(dataset, pipeline, [], findings, {}))
         say(f"dry run: nothing is written; run directory {directory or plan.out}, kernels {network.kernels_used()}")
         classes = len(dataset.classes)
         say(f"{sum(shapes.parameter_counts(plan.recipe, classes)):,} parameters")
@@ -59,10 +59,10 @@ def dry_run(options: Options, clock: Callable[[], float] = time.perf_counter) ->
         batch_size = min(plan.recipe.batch_size, len(dataset.splits["train"]))
         images = min(batch_size, plan.pieces.microbatch or batch_size)
         _say_memory(network, images)
-        steps_before = plan.point.checkpoint.state.step if plan.point else 0
-        seconds = _seconds_a_step(plan, network, pipeline, steps_before, clock)
+        steps_so_far = plan.point.checkpoint.state.step if plan.point else 0
+        seconds = _seconds_a_step(plan, network, pipeline, steps_so_far, clock)
         say(_bytes_in_words(network, plan.recipe, classes, batch_size))
-        _say_time(seconds, steps_before, options.steps, plan.recipe, dataset)
+        _say_time(seconds, steps_so_far, options.steps, plan.recipe, dataset)
 
 
 def _without_writing(options: Options) -> tuple[Options, str]:
@@ -110,15 +110,15 @@ def _bytes_in_words(network: TwoTowerAlexNet, recipe: Recipe, classes: int, imag
     return f"{crossing} cross between the {network.exchange.between} in float32, at {edges}"
 
 
-def _seconds_a_step(plan, network, pipeline, steps_before, clock):
+def _seconds_a_step(plan, network, pipeline, steps_so_far, clock):
     """[seconds] of up to `TIMED` steps, each with the wait for its images."""
     optimizer, schedule = PaperSGD(network), make_schedule(plan.recipe)
     step = make_step(network, optimizer, pipeline, plan.options.graphs, plan.ranks)
     warm_up = graphed_step.WARM_UP + BEFORE if isinstance(step, graphed_step.GraphedStep) else BEFORE
     devices = {device for device in network.exchange.devices if device.type == "cuda"}
     network.train()
-    seconds, epochs = [], max(plan.recipe.epochs, steps_before // steps_per_epoch(plan.recipe, pipeline.dataset) + 1)
-    with closing(pipeline.train(steps_before, epochs, schedule.colour_noise)) as batches:
+    seconds, epochs = [], max(plan.recipe.epochs, steps_so_far // steps_per_epoch(plan.recipe, pipeline.dataset) + 1)
+    with closing(pipeline.train(steps_so_far, epochs, schedule.colour_noise)) as batches:
         start = clock()
         for batch in islice(batches, warm_up + TIMED):
             optimizer.set_rates(schedule.rates(batch.epoch))
@@ -131,9 +131,9 @@ def _seconds_a_step(plan, network, pipeline, steps_before, clock):
     return seconds[warm_up:] or seconds[-1:]
 
 
-def _say_time(seconds, steps_before, limit, recipe, dataset):
+def _say_time(seconds, steps_so_far, limit, recipe, dataset):
     total = steps_of_recipe(recipe, dataset)
-    remainder = max(0, (total if limit is None else min(limit, total)) - steps_before)
+    remainder = max(0, (total if limit is None else min(limit, total)) - steps_so_far)
     median = statistics.median(seconds)
     say(
         f"a step takes {1e3 * median:,.0f} ms (median of {len(seconds)}), with the wait for its images: "

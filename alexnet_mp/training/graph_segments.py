@@ -57,14 +57,16 @@ def _forward(network, runs, images, labels, tape):
             for (tower, segment), image in zip(segments.items(), images):
                 segment.results = tape.run(tower, segment.start, image)
         else:
-            inputs = stages[-1]
-            outgoing = {tower: source.results[0] for tower, source in inputs.items() if _reads(layers, 1 - tower)}
-            arriving = {tower: inputs[tower].results[0] for tower in segments}
+            input_segments = stages[-1]
+            outgoing = {
+                tower: source.results[0] for tower, source in input_segments.items() if _reads(layers, 1 - tower)
+            }
+            arriving = {tower: input_segments[tower].results[0] for tower in segments}
             crossings = tape.cross(layers[0].name, "forward", outgoing, arriving)
             for tower, segment in segments.items():
-                source = inputs[tower]
+                source = input_segments[tower]
                 # in both processes the same layers are trained
-                needs_grad = source.trained, inputs.get(1 - tower, source).trained
+                needs_grad = source.trained, input_segments.get(1 - tower, source).trained
                 tape.run(tower, segment.begin, source.results[0], needs_grad, tower == 0)
                 segment.results = tape.run(tower, segment.end, tape.receive(crossings[tower]))
         stages.append(segments)
@@ -75,15 +77,17 @@ def _backward(runs, stages, tape):
     # {tower: of its outputs, to be summed}; the loss has none, and needs none
     gradients = dict.fromkeys(stages[-1], ())
     for number in range(len(runs) - 1, -1, -1):
-        layers, segments, inputs = runs[number], stages[number], stages[number - 1] if number else {}
+        layers, segments, input_segments = runs[number], stages[number], stages[number - 1] if number else {}
         trained = {tower: segment for tower, segment in reversed(segments.items()) if segment.trained}
         returns = {tower: tape.run(tower, segment.backward, gradients[tower]) for tower, segment in trained.items()}
         outgoing = {tower: tensors[0] for tower, tensors in returns.items() if tensors}
         arriving = {
-            tower: source.results[0] for tower, source in inputs.items() if source.trained and _reads(layers, 1 - tower)
+            tower: source.results[0]
+            for tower, source in input_segments.items()
+            if source.trained and _reads(layers, 1 - tower)
         }
         crossings = tape.cross(layers[0].name, "backward", outgoing, arriving) if outgoing or arriving else {}
-        gradients = {tower: [] for tower in inputs}
+        gradients = {tower: [] for tower in input_segments}
         for tower, segment in trained.items():
             if segment.split and segment.split.needs_more_grad:
                 gradients[tower] += tape.run(tower, segment.backward_of_product)
@@ -169,10 +173,10 @@ class Segment:
             if parameter.requires_grad and parameter not in self.of_product
         ]
         y = [self.y] if self.y is not None and self.y.requires_grad else []
-        grads = torch.autograd.grad(
+        input_gradients = torch.autograd.grad(
             self.out, [*y, *parameters], sum(gradients[1:], gradients[0]) if gradients else None
         )
-        self.dy, *parameter_gradients = grads if y else (None, *grads)
+        self.dy, *parameter_gradients = input_gradients if y else (None, *input_gradients)
         _set_gradients(parameters, parameter_gradients)
         gradient = self.split.gradient_of_other(self.dy) if y else None
         return [] if gradient is None else [gradient]

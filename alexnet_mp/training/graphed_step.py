@@ -176,7 +176,7 @@ class GraphedStep:
         return None
 
     def _capture(self, shape, images, labels):
-        network, pool = self.step.network, next((peer.pool for peer in self.shapes.values() if peer.captured), None)
+        network, pool = self.step.network, next((other.pool for other in self.shapes.values() if other.captured), None)
         gc.collect()  # what lets go of memory of the device in its own way must not be found in the middle of a capture
         shape.make_room(images, labels)
         # So that their memory is free; without gradients at the beginning, those that backward makes lie in the graph's

@@ -62,14 +62,14 @@ class PiecewiseStep:
 
     def _terms(self, images, labels, parameters, count):
         """(number, term) of each piece that is computed here."""
-        pieces, offset = self.pieces.own(count), self.pieces.read(count).start
-        if not pieces:
+        own_pieces, offset = self.pieces.own(count), self.pieces.read(count).start
+        if not own_pieces:
             self.network.count_step()
-        for piece in pieces:
+        for piece in own_pieces:
             rows = self.pieces.rows(piece, count)
             part = slice(rows.start - offset, rows.stop - offset)
             inputs = [tensor[part] for tensor in images]
-            yield piece, self._term(inputs, labels[part], parameters, count, rows.start, piece == pieces[0])
+            yield piece, self._term(inputs, labels[part], parameters, count, rows.start, piece == own_pieces[0])
 
     def _term(self, images, labels, parameters, count, first_row, begins):
         """[gradients, (loss, right answers)] of a piece."""

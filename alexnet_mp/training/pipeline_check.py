@@ -43,16 +43,16 @@ def pipeline(
     kinds = ("jpeg", "pixels") if storage == "jpeg" and any(device.type == "cuda" for device in devices) else (storage,)
     for kind in kinds:  # what comes after a GPU's decoder is exact, and compared as such
         split, total = _Pictures(pictures, kind), Sums(recipe.stored_size)
-        images = [split.read(index) for index in range(PICTURES)]
-        for picture in images:
+        pixels = [split.read(index) for index in range(PICTURES)]
+        for picture in pixels:
             total.add(picture)
         data = SimpleNamespace(splits={"train": split, "val": split}, description="made for the self-check")
         ours = make_pipeline(name, data, recipe, devices, 2, dtype)
         oracle = TorchPipeline(data, recipe, ["cpu"], 0, dtype)
         for reader in (ours, oracle):
             reader.use(total.statistics())
-        _compare_training(ours, oracle, np.stack(images), kind)
-        _compare_views(ours, oracle, np.stack(images), kind)
+        _compare_training(ours, oracle, np.stack(pixels), kind)
+        _compare_views(ours, oracle, np.stack(pixels), kind)
     synchronize(devices)
 
 

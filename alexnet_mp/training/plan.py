@@ -154,13 +154,13 @@ def resolve(options: Options, resources: ExitStack, ranks: Ranks = ALONE) -> Pla
 def _facts(options, recipe, devices):
     """{what has to be alike in all processes of a job: it}"""
     flat, device = resume.flat(to_dict(recipe)), devices[0]
-    settings = {f"--{name.replace('_', '-')}": getattr(options, name) for name in ALIKE}
+    flags = {f"--{name.replace('_', '-')}": getattr(options, name) for name in ALIKE}
     return {
         "the code": f"{package_version('alexnet_mp')}, commit {source_commit()}",
         "torch": torch.__version__,
         "the kind of device": ", ".join(f"{entry.type} {devices.index(entry)}" for entry in devices),
         "the kernels": dispatch.used(options.kernels, device),
-        **{name: str(value) for name, value in (settings | flat).items()},
+        **{name: str(value) for name, value in (flags | flat).items()},
     }
 
 

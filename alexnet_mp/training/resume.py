@@ -160,29 +160,29 @@ def changes(
 ) -> dict[str, list]:
     """What is not as it was when a checkpoint was saved, without epochs: {"conv1.init_std": [before, now],
     "data.fingerprint": ...}."""
-    state, differences = content.state, {}
+    state, alterations = content.state, {}
     old_fields, new_fields = flat(every_field(state.recipe)), flat(every_field(recipe))
     for name in sorted(old_fields.keys() | new_fields.keys()):
         if name not in ("epochs", "name") and old_fields.get(name) != new_fields.get(name):
-            differences[name] = [old_fields.get(name), new_fields.get(name)]
+            alterations[name] = [old_fields.get(name), new_fields.get(name)]
     if difference(state.data.fingerprint, dataset):
-        differences["data.fingerprint"] = [state.data.fingerprint, dataset.fingerprint]
+        alterations["data.fingerprint"] = [state.data.fingerprint, dataset.fingerprint]
     if list(state.data.classes) != list(dataset.classes):
         mismatch = next(([a, b] for a, b in zip(state.data.classes, dataset.classes) if a != b), None)
         same_count = len(state.data.classes) == len(dataset.classes)
-        differences["data.classes"] = mismatch if same_count else [len(state.data.classes), len(dataset.classes)]
+        alterations["data.classes"] = mismatch if same_count else [len(state.data.classes), len(dataset.classes)]
     # They are fitted again from the images; the last bits may differ from one machine to another.
     if statistics and not all(
         np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=1e-6)
         for a, b in zip(asdict(content.statistics).values(), asdict(statistics).values(), strict=True)
     ):
-        differences["data.statistics"] = ["those of the checkpoint", "those of these images"]
-    return differences
+        alterations["data.statistics"] = ["those of the checkpoint", "those of these images"]
+    return alterations
 
 
 def refuse_changes(
     point: ResumePoint,
-    differences: Mapping[str, list],
+    alterations: Mapping[str, list],
     recipe: Recipe,
     dataset: DataSet,
     anyway: bool,
@@ -204,13 +204,13 @@ def refuse_changes(
         name = min(mismatches)
         raise UserError(
             f"--resume: {point.path} has {name} {checkpoint_shapes.get(name)}, but this network "
-            f"{network_shapes.get(name)}; its weights don't fit{listed(differences)}"
+            f"{network_shapes.get(name)}; its weights don't fit{listed(alterations)}"
         )
-    if differences and not anyway:
+    if alterations and not anyway:
         data = difference(state.data.fingerprint, dataset)
-        old_class, new_class = differences.get("data.classes", ("", None))
+        old_class, new_class = alterations.get("data.classes", ("", None))
         raise UserError(
-            f"--resume: this is not the run of {point.path}{listed(differences)}{f'; data: {data}' if data else ''}"
+            f"--resume: this is not the run of {point.path}{listed(alterations)}{f'; data: {data}' if data else ''}"
             f"{accents([old_class], [new_class])}; "
             "--resume-anyway goes on all the same"
         )
@@ -220,7 +220,7 @@ def refuse_changes(
     if state.step > total:
         raise UserError(
             f"--resume: {point.path} has taken {state.step} steps already; {recipe.epochs} epochs are only "
-            f"{total}{listed(differences)}"
+            f"{total}{listed(alterations)}"
         )
 
 
@@ -276,11 +276,11 @@ def flat(fields: Mapping) -> dict:
     return {**fields, "layers": [layer["name"] for layer in fields["layers"]]} | layers
 
 
-def listed(differences: Mapping[str, list]) -> str:
+def listed(alterations: Mapping[str, list]) -> str:
     """What changed, in a line: ": seed 0 -> 1, ..."."""
-    entries = [f"{name} {_clip(before)} -> {_clip(now)}" for name, (before, now) in list(differences.items())[:SHOWN]]
-    rest = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-    return f": {', '.join(entries)}{rest}" if differences else ""
+    entries = [f"{name} {_clip(before)} -> {_clip(now)}" for name, (before, now) in list(alterations.items())[:SHOWN]]
+    rest = f" and {len(alterations) - SHOWN} more" if len(alterations) > SHOWN else ""
+    return f": {', '.join(entries)}{rest}" if alterations else ""
 
 
 def _clip(value):

@@ -86,7 +86,7 @@ def open_data(plan: Plan) -> TrainingData:
     Of a run that goes on, what changed is refused as early as it can be seen: before all images are read, and after.
     """
     options, recipe = plan.options, plan.recipe
-    dataset, pipeline, checks = choose_pipeline(plan)
+    dataset, pipeline, findings = choose_pipeline(plan)
     in_memory = cache_splits(dataset, recipe.stored_size)
     statistics = statistics_of(dataset, recipe, pipeline.workers)
     plan.ranks.meet()
@@ -96,7 +96,7 @@ def open_data(plan: Plan) -> TrainingData:
         statistics = plan.point.checkpoint.statistics  # to the last bit
     pipeline.use(statistics)
     pipeline.pieces = plan.pieces
-    return TrainingData(dataset, pipeline, in_memory, checks, changes)
+    return TrainingData(dataset, pipeline, in_memory, findings, changes)
 
 
 def choose_pipeline(plan: Plan) -> tuple[DataSet, Pipeline, str | dict[str, str]]:
@@ -115,12 +115,12 @@ def choose_pipeline(plan: Plan) -> tuple[DataSet, Pipeline, str | dict[str, str]
     length.say_steps(recipe, dataset, from_random_weights=plan.point is None and plan.weights is None)
     refuse_batch(pipeline, recipe.batch_size, True, plan.pieces, plan.ranks.local_count)
     _changes(plan, dataset)
-    name, checks = self_check.before_run(
+    name, findings = self_check.before_run(
         pipeline, options.kernels, pipeline_is_chosen=options.pipeline != "auto", wanted=options.self_check
     )
     if name != pipeline.name:
         pipeline = make_pipeline(name, *arguments)
-    return dataset, pipeline, checks
+    return dataset, pipeline, findings
 
 
 def _facts_of_data(dataset, statistics, pipeline, kernels):

@@ -75,7 +75,7 @@ def examine(
 ) -> tuple[str, dict[str, str]]:
     """(name of the pipeline to be used, {what was checked: "passed", "passed before", or what is wrong}).
 
-    fresh: what has passed before is checked again. tell: is called with each line for the user. needed(asked): the
+    fresh: what has passed before is checked again. tell: is called with each line for the user. needed(setup): the
     checks, by default all `checks`. See `before_run`.
     """
     exclusions, findings, memory = set(), {}, PassedChecks(tell)

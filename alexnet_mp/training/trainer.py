@@ -262,12 +262,12 @@ class Trainer:
     def refuse_tensors(self, step: PendingStep, sums: Sequence[torch.Tensor]) -> None:
         """End the run where a weight is NaN or infinite; the gradient or velocity that made it so is named if no step
         followed."""
-        tensors = self.optimizer.non_finite() if step.step == self.step else self.optimizer.non_finite_in(sums)
-        tensors = sum(self.ranks.gather(tensors), [])
-        if tensors:  # not where finite weights only have a sum that overflows
-            rest = f" and {len(tensors) - 1} more tensors" if len(tensors) > 1 else ""
-            what = f"{tensors[0]}{rest}: not finite at step {step.step}"
-            self._refuse(what, {"tensors": tensors}, step.step, step.images, "train")
+        names = self.optimizer.non_finite() if step.step == self.step else self.optimizer.non_finite_in(sums)
+        names = sum(self.ranks.gather(names), [])
+        if names:  # not where finite weights only have a sum that overflows
+            rest = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
+            what = f"{names[0]}{rest}: not finite at step {step.step}"
+            self._refuse(what, {"tensors": names}, step.step, step.images, "train")
 
     def _refuse(self, what, details, step, images, split):
         if not self.ranks.writes:
@@ -281,9 +281,9 @@ class Trainer:
     def validate(self, interrupted: Interrupts | Agreed) -> None:
         """The centre view of every validation image; dropped without a trace if Ctrl-C comes in between."""
         self.read_steps()
-        tests = self.test({"centre view": centre_view(self.recipe)}, interrupted)
-        if tests:
-            error = tests["centre view"].errors()
+        results = self.test({"centre view": centre_view(self.recipe)}, interrupted)
+        if results:
+            error = results["centre view"].errors()
             self.run.log("val", step=self.step, epoch=self.epoch, **asdict(error))
             # Not where a resumed run begins with this.
             training = f"training loss {self.loss:.3f}, " if math.isfinite(self.loss) else ""
@@ -311,7 +311,7 @@ class Trainer:
                 advance(count)
 
             try:
-                tests = evaluate(
+                results = evaluate(
                     self.network, self.pipeline, "val", protocols, self.recipe.batch_size, watch, ranks=self.ranks
                 )
             except _Interrupted:
@@ -319,10 +319,10 @@ class Trainer:
             except Exception:  # the step before is whole
                 self.checkpoints.save_what_is_there()
                 raise
-        for answers in tests.values():
+        for answers in results.values():
             if not math.isfinite(loss := answers.errors().loss):
                 self.refuse_loss(loss, self.step, [], "val")
-        return tests
+        return results
 
     # --- the end
 
@@ -332,12 +332,12 @@ class Trainer:
         if failure and not isinstance(failure, OSError):
             raise failure
         failures = [failure, self._draw()]
-        tests = self.test(both_protocols(self.recipe), interrupted) if not interrupted and self.whole else None
-        if tests:
-            failures.append(self._record(tests))
+        results = self.test(both_protocols(self.recipe), interrupted) if not interrupted and self.whole else None
+        if results:
+            failures.append(self._record(results))
         failures.append(self.run.metrics.failure)
         self._say_end(interrupted, next(filter(None, failures), None))
-        if not tests:
+        if not results:
             self._say_how_to_go_on(interrupted)
 
     def _draw(self):
@@ -356,15 +356,15 @@ class Trainer:
         self.run.metrics.events.flush()
         return failure
 
-    def _record(self, tests):
+    def _record(self, results):
         """Returns what kept the answers from being written, or None."""
         failure = None
         try:
             if self.ranks.writes:
-                write_right(self.run.path, tests)
+                write_right(self.run.path, results)
         except OSError as error:
             failure = error
-        errors = {name: answers.errors() for name, answers in tests.items()}
+        errors = {name: answers.errors() for name, answers in results.items()}
         for name, error in errors.items():
             self.run.log("test", step=self.step, epoch=self.epoch, split="val", protocol=name, **asdict(error))
         print_errors(errors, "val", len(self.pipeline.dataset.classes))

@@ -60,8 +60,8 @@ class PaperSGD(torch.optim.Optimizer):
         weight is NaN or infinite. An update carries what is not finite in a gradient or a velocity into the weight, so
         these few numbers watch over all three. The copies that a layer keeps of its weights are written, too. Raises
         RuntimeError where a parameter got no gradient."""
-        groups = self._by_device(only)
-        return [self._update(target, *groups[target]) for target in (groups if device is None else [device])]
+        by_device = self._by_device(only)
+        return [self._update(target, *by_device[target]) for target in (by_device if device is None else [device])]
 
     def _update(self, device, parameters, options):
         missing_names = [name for (name, _, _), w in zip(options, parameters, strict=True) if w.grad is None]

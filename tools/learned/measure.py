@@ -36,8 +36,8 @@ BATCH = 100  # pictures that are represented at once
 
 def measure(directory: str, options: argparse.Namespace) -> dict:
     """The record of a run's newest checkpoint: plain values."""
-    network, run, data = opened(directory, options)
-    recipe, statistics = run.recipe, run.statistics
+    network, training, data = opened(directory, options)
+    recipe, statistics = training.recipe, training.statistics
     split, words = (data.splits["val"], in_words(data.classes, data.class_names or data.classes, options.synsets))
     count = options.pictures
     sample, large_sample, small_sample = (
@@ -52,7 +52,7 @@ def measure(directory: str, options: argparse.Namespace) -> dict:
     towers = recipe.towers == 2
     kernels, _ = first_layer(directory)
     return {
-        **_of_run(directory, run, recipe, data, options),
+        **_of_run(directory, training, recipe, data, options),
         "lesions": of_lesions(analyse("lesions", lesions, sample)),
         "sight": [of_seen(view) for view in analyse("altered pictures", sight, sample, len(ALTERATIONS))],
         "colour": of_colour(analyse("colour", colour_division, small_sample, 3, draws=options.deals))
@@ -67,11 +67,11 @@ def measure(directory: str, options: argparse.Namespace) -> dict:
 
 def opened(directory: str, options: argparse.Namespace) -> tuple[TwoTowerAlexNet, Trained, DataSet]:
     """A run's network in test mode, what it was trained on, and the data set that is shown to it."""
-    network, run = load_run(directory, "cpu", "auto")
-    data = open_dataset(options.data or run.source, run.recipe.stored_size, ("val",))
-    if list(data.classes) != run.classes:
+    network, training = load_run(directory, "cpu", "auto")
+    data = open_dataset(options.data or training.source, training.recipe.stored_size, ("val",))
+    if list(data.classes) != training.classes:
         raise UserError(f"{directory} was trained on other classes than {options.data} has")
-    return network, run, data
+    return network, training, data
 
 
 def represented(
@@ -84,15 +84,15 @@ def represented(
     return represent(network, pipeline, "given", BATCH, with_maps)
 
 
-def _of_run(directory, run, recipe, data, options):
-    data_name = options.data or run.source
+def _of_run(directory, training, recipe, data, options):
+    data_name = options.data or training.source
     return {
         "format": FORMAT,
         "run": Path(directory).resolve().name,
         "arm": arm(recipe),
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "step": int(run.checkpoint.name.rpartition("_")[2]),
+        "step": int(training.checkpoint.name.rpartition("_")[2]),
         "weights": digest(directory),
         "data": {
             "description": data.description.replace(data_name, Path(data_name).name),
@@ -125,10 +125,10 @@ def arm(recipe: Recipe) -> str:
 
 def digest(directory: str) -> str:
     """Which weights the newest checkpoint of a run has: the first 16 digits of a SHA-256."""
-    run = trained(directory, with_weights=True)
+    training = trained(directory, with_weights=True)
     checksum = hashlib.sha256()
-    for name in sorted(run.weights):
-        checksum.update(name.encode() + run.weights[name].numpy().tobytes())
+    for name in sorted(training.weights):
+        checksum.update(name.encode() + training.weights[name].numpy().tobytes())
     return checksum.hexdigest()[:16]
 
 
