@@ -28,18 +28,18 @@ class Agent:
     of one that has threads may hang."""
 
     def __init__(self):
-        reading, writing = os.pipe()
+        reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-                os.write(writing, str(store.port).encode())
+                os.write(writer, str(store.port).encode())
                 signal.pause()
             finally:
                 os._exit(1)
-        os.close(writing)
-        self.port = os.read(reading, 100).decode()
-        os.close(reading)
+        os.close(writer)
+        self.port = os.read(reader, 100).decode()
+        os.close(reader)
 
     def end(self):
         os.kill(self.pid, signal.SIGKILL)
@@ -85,8 +85,8 @@ def end(processes, timeout=TIMEOUT):
     deadline = time.monotonic() + timeout
     try:
         while not all([process.has_ended() for process in processes]):
-            said = "".join(process.out + process.err for process in processes)
-            assert time.monotonic() < deadline, f"{[process.status for process in processes]}\n{said}"
+            output = "".join(process.out + process.err for process in processes)
+            assert time.monotonic() < deadline, f"{[process.status for process in processes]}\n{output}"
             time.sleep(0.02)
     finally:
         for process in processes:
@@ -102,9 +102,9 @@ def in_all(count, function, *arguments, apart=True):
     place = Path(tempfile.mkdtemp())
 
     def call():
-        with joined(apart) as each:
-            result = function(each, *arguments)
-        (place / str(each.rank)).write_bytes(pickle.dumps(result))
+        with joined(apart) as ranks:
+            result = function(ranks, *arguments)
+        (place / str(ranks.rank)).write_bytes(pickle.dumps(result))
 
     processes = begin(*[call] * count)
     assert end(processes) == [0] * count, [process.err for process in processes]

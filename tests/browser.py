@@ -47,7 +47,7 @@ def rendered(page, folder, scripts=True):
     box = "" if scripts else ' sandbox="allow-same-origin"'
     frames = "".join(f'<iframe{box} src="{page}" style="width: {width}px; border: 0"></iframe>' for width in WIDTHS)
     (folder / "frames.html").write_text(FRAMES % frames)
-    found = {}
+    measurements = {}
     for theme, scheme in (("light", 1), ("dark", 0)):
         command = [
             CHROMIUM,
@@ -62,6 +62,6 @@ def rendered(page, folder, scripts=True):
         ]
         command.append(folder / "frames.html")
         text = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
-        seen = json.loads(unescape(re.search(r"<title>(.*?)</title>", text)[1]))
-        found |= {(theme, width): one for width, one in zip(WIDTHS, seen, strict=True)}
-    return found
+        entries = json.loads(unescape(re.search(r"<title>(.*?)</title>", text)[1]))
+        measurements |= {(theme, width): entry for width, entry in zip(WIDTHS, entries, strict=True)}
+    return measurements

@@ -12,8 +12,8 @@ def one_wrong_pixel(monkeypatch, in_test=False):
     """The last value of a batch's, or view's, images is a tenth of a grey level off."""
     real = pipeline_raw.RawPipeline._augmented
 
-    def augmented(self, pictures, device, drawn, shift, scale):
-        images = real(self, pictures, device, drawn, shift, scale)
+    def augmented(self, pictures, device, draw, shift, scale):
+        images = real(self, pictures, device, draw, shift, scale)
         if in_test == (not shift.any()):
             images[-1, -1, -1, -1] += 0.1
         return images

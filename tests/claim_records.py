@@ -58,9 +58,9 @@ def record_of(kind, arms, runs, **more):
                 "steps_per_epoch": 10,
                 "devices": ["CPU, 1 thread"] * 2,
                 "commits": ["abc"],
-                **measured,
+                **measurements,
             }
-            for (arm, seed), measured in runs.items()
+            for (arm, seed), measurements in runs.items()
         ],
         "search": [],
         "rates": {},

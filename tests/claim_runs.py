@@ -78,11 +78,11 @@ def without_times(record):
 
 def steps_taken(monkeypatch):
     """A list that grows by the seed of every step's recipe."""
-    taken, function = [], Trainer.one_step
+    seeds, function = [], Trainer.one_step
 
     def one_step(self, batch):
         function(self, batch)
-        taken.append(self.recipe.seed)
+        seeds.append(self.recipe.seed)
 
     monkeypatch.setattr(Trainer, "one_step", one_step)
-    return taken
+    return seeds

@@ -39,11 +39,11 @@ pytest_plugins = [
 def pytest_collection_modifyitems(items):
     """A test marked `gpu(count=1, besides=True, reason=...)` is skipped where there are fewer, or `besides` is
     false."""
-    found = torch.cuda.device_count()
+    device_count = torch.cuda.device_count()
     for item in items:
         for mark in item.iter_markers("gpu"):
             (count,) = mark.args or (1,)
-            lacking = found < count or not mark.kwargs.get("besides", True)
+            lacking = device_count < count or not mark.kwargs.get("besides", True)
             item.add_marker(pytest.mark.skipif(lacking, reason=mark.kwargs["reason"]))  # by which gpu_check knows it
 
 

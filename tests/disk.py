@@ -92,16 +92,16 @@ def at_steps(monkeypatch, actions):
 
 
 def add_gate(monkeypatch, owner, name):
-    """(gate, reached): each call of `owner.name` releases `reached` once, and waits until `gate` is released once."""
-    function, gate, reached = getattr(owner, name), threading.Semaphore(0), threading.Semaphore(0)
+    """(gate, starts): each call of `owner.name` releases `starts` once, and waits until `gate` is released once."""
+    function, gate, starts = getattr(owner, name), threading.Semaphore(0), threading.Semaphore(0)
 
     def gated(*arguments):
-        reached.release()
+        starts.release()
         assert gate.acquire(timeout=60)
         return function(*arguments)
 
     monkeypatch.setattr(owner, name, gated)
-    return gate, reached
+    return gate, starts
 
 
 class SmallDisk:

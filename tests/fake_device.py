@@ -73,7 +73,7 @@ class FakeGraphs:
             for tensor, value in zip(self.tensors(), before, strict=True):
                 if not torch.equal(tensor, value):  # else a history that has the tensor would take it for changed
                     tensor.copy_(value)
-        made = {
+        gradients = {
             parameter: parameter.grad
             for parameter in self.network.parameters()
             if parameter.grad is not python["grads"][parameter]
@@ -82,9 +82,11 @@ class FakeGraphs:
             raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
         # not the tensors themselves: a history may have them
         result = [torch.full_like(tensor, 12345) for tensor in result]
-        for tensor in made.values():
+        for tensor in gradients.values():
             tensor.fill_(12345.0)
-        self.living.append(_FakeGraph(self, function, pool, python, result, made, (device, update), products.found))
+        self.living.append(
+            _FakeGraph(self, function, pool, python, result, gradients, (device, update), products.found)
+        )
         return self.living[-1], result
 
     def tensors(self):
@@ -122,14 +124,14 @@ class _Products(TorchDispatchMode):
 
 
 class _FakeGraph:
-    def __init__(self, graphs, function, pool, python, result, made, stream, multiplies):
+    def __init__(self, graphs, function, pool, python, result, gradients, stream, multiplies):
         self.graphs, self.function, self.pool, self.python, self.result, self.made = (
             graphs,
             function,
             pool,
             python,
             result,
-            made,
+            gradients,
         )
         self.stream, self.multiplies, self.broken = stream, multiplies, False
 

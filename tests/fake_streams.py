@@ -22,21 +22,21 @@ Moment = namedtuple("Moment", "stream number")
 @pytest.fixture
 def streams(monkeypatch):
     """`Streams` in the place of `torch.cuda`'s."""
-    made, empty_like = Streams(), torch.empty_like
+    stand_ins, empty_like = Streams(), torch.empty_like
 
     def make(tensor, device=None, **options):
-        return Memory(made, device) if isinstance(tensor, Memory) else empty_like(tensor, device=device, **options)
+        return Memory(stand_ins, device) if isinstance(tensor, Memory) else empty_like(tensor, device=device, **options)
 
-    monkeypatch.setattr(torch.cuda, "Stream", made.new)
-    monkeypatch.setattr(torch.cuda, "current_stream", made.current_on)
-    monkeypatch.setattr(torch.cuda, "stream", made.entered)
-    monkeypatch.setattr(torch.cuda, "set_stream", made.set)
+    monkeypatch.setattr(torch.cuda, "Stream", stand_ins.new)
+    monkeypatch.setattr(torch.cuda, "current_stream", stand_ins.current_on)
+    monkeypatch.setattr(torch.cuda, "stream", stand_ins.entered)
+    monkeypatch.setattr(torch.cuda, "set_stream", stand_ins.set)
     monkeypatch.setattr(torch, "empty_like", make)
-    kept = [devices.stream_for, exchange._copy_streams]
-    for cache in kept:
+    caches = [devices.stream_for, exchange._copy_streams]
+    for cache in caches:
         cache.cache_clear()
-    yield made
-    for cache in kept:  # of stand-ins
+    yield stand_ins
+    for cache in caches:  # of stand-ins
         cache.cache_clear()
 
 

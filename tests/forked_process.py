@@ -31,17 +31,17 @@ class Process:
             try:
                 faulthandler.disable()
                 os.setsid()
-                for number, name, given in ((1, "out", out), (2, "err", err)):
-                    to = os.open(self.place / name, os.O_WRONLY | os.O_CREAT) if given is None else given
-                    os.dup2(to, number)
+                for number, name, descriptor in ((1, "out", out), (2, "err", err)):
+                    target = os.open(self.place / name, os.O_WRONLY | os.O_CREAT) if descriptor is None else descriptor
+                    os.dup2(target, number)
                 sys.stdout, sys.stderr = (open(number, "w", closefd=False, buffering=1) for number in (1, 2))
                 sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
                 os.environ.update(environment or {})
                 tempfile.tempdir = None
                 torch.set_num_threads(1)
                 status = function()
-            except SystemExit as ended:
-                status = ended.code
+            except SystemExit as system_exit:
+                status = system_exit.code
             except BaseException:
                 traceback.print_exc()
             finally:

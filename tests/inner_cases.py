@@ -21,10 +21,10 @@ def every(names, rows, ids=None):
     names, rows = [name.strip() for name in names.split(",")], list(rows)
     assert rows, f"no values for {names}"
     ways = []
-    for number, (row, given) in enumerate(zip(rows, ids or [None] * len(rows), strict=True)):
+    for number, (row, case_id) in enumerate(zip(rows, ids or [None] * len(rows), strict=True)):
         arguments = dict(zip(names, [row] if len(names) == 1 else row, strict=True))
         ways.append(
-            (given or ", ".join(f"{name}={_text(value, number)}" for name, value in arguments.items()), arguments)
+            (case_id or ", ".join(f"{name}={_text(value, number)}" for name, value in arguments.items()), arguments)
         )
 
     def decorate(test):
@@ -38,9 +38,9 @@ def every(names, rows, ids=None):
             __tracebackhide__ = True
             _run_all(function, combinations, fixtures)
 
-        kept = [name for name in inspect.signature(test).parameters if name not in {*names, "tmp_path"}]
+        parameters = [name for name in inspect.signature(test).parameters if name not in {*names, "tmp_path"}]
         looped.__signature__ = inspect.Signature(
-            [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in (*kept, "tmp_path")]
+            [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in (*parameters, "tmp_path")]
         )
         looped.inner_cases = function, combinations
         return looped
@@ -57,12 +57,12 @@ def _text(value, number):
 
 def _run_all(test, combinations, fixtures):
     __tracebackhide__ = True
-    errors, skipped = [], None
+    errors, skip_reason = [], None
     for number, (name, arguments) in enumerate(combinations):
         try:
             _run(test, number, fixtures, arguments)
         except pytest.skip.Exception as reason:
-            skipped = f"{name}: {reason}"
+            skip_reason = f"{name}: {reason}"
         except (Exception, pytest.fail.Exception) as error:
             errors.append((name, error))
     if errors:
@@ -71,22 +71,22 @@ def _run_all(test, combinations, fixtures):
             word = "inner case" if error is first else "failed as well:"
             first.add_note(f"{word} {name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]:.200}")
         raise first
-    if skipped:
-        pytest.skip(skipped)
+    if skip_reason:
+        pytest.skip(skip_reason)
 
 
 def _run(test, number, fixtures, arguments):
     __tracebackhide__ = True
-    place, wanted = fixtures["tmp_path"], inspect.signature(test).parameters
+    place, signature = fixtures["tmp_path"], inspect.signature(test).parameters
     ours = [
         name
         for name, value in fixtures.items()
-        if isinstance(value, Path) and value.is_relative_to(place) and name in wanted
+        if isinstance(value, Path) and value.is_relative_to(place) and name in signature
     ]
-    values = {name: value for name, value in (fixtures | arguments).items() if name in wanted}
+    values = {name: value for name, value in (fixtures | arguments).items() if name in signature}
     if ours:
-        fresh = shutil.copytree(place, place.with_name(f"{place.name}-{number}"), symlinks=True)
-        values |= {name: fresh / fixtures[name].relative_to(place) for name in ours}
+        folder_copy = shutil.copytree(place, place.with_name(f"{place.name}-{number}"), symlinks=True)
+        values |= {name: folder_copy / fixtures[name].relative_to(place) for name in ours}
     if "capsys" in values:
         values["capsys"].readouterr()
     if "monkeypatch" in values:

@@ -255,8 +255,8 @@ def make_cifar10(root, version="binary", archive=False, pictures=20, dump=python
 
 def refused(path, **options):
     """The one line with which `find` refuses; it begins with the path."""
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         find(path, **options)
-    message = str(raised.value)
+    message = str(error.value)
     assert message.isprintable() and message.startswith(str(path)), message
     return message

@@ -37,11 +37,11 @@ def gradients(network, x):
     """Logits and {name: merged gradient} of one training pass."""
     logits = network(*(x.to(device) for device in network.exchange.devices))
     F.cross_entropy(logits, LABELS.to(logits.device)).backward()
-    found = {
+    tower_gradients = {
         name: [part.grad for part in parts if part.grad is not None]
         for name, parts in network.layer_parameters().items()
     }
-    return logits.detach(), merge_tensors({name: parts for name, parts in found.items() if parts})
+    return logits.detach(), merge_tensors({name: parts for name, parts in tower_gradients.items() if parts})
 
 
 class Called(TorchDispatchMode):
@@ -59,9 +59,9 @@ class Called(TorchDispatchMode):
 class Products(TorchDispatchMode):
     """Writes down each convolution and product, and which gradients a convolution's backward pass computes."""
 
-    def __init__(self, happened):
+    def __init__(self, events):
         super().__init__()
-        self.happened = happened
+        self.happened = events
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten.convolution_backward.default:
@@ -96,14 +96,14 @@ CYCLES = 20_000_000  # of the GPU's clock: some 10 ms, longer than any copy here
 def delayed(monkeypatch, where):
     """Every copy with a pause of the device: before it on the copy's streams, "out" of the source or "into" the target,
     or on the streams that "compute", just after the copy is begun."""
-    begin, streams = exchange.copy, exchange._copy_streams
+    copy, streams = exchange.copy, exchange._copy_streams
 
     def slow(tensor, device, copy_stream, place=None):
         out, into = streams(tensor.device, device)
         if where in ("out", "into"):
             with torch.cuda.stream(out if where == "out" else into):
                 torch.cuda._sleep(CYCLES)
-        arrival = begin(tensor, device, copy_stream, place)
+        arrival = copy(tensor, device, copy_stream, place)
         if where == "compute":
             for place in {tensor.device, device}:
                 with torch.cuda.device(place):

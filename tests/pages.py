@@ -21,9 +21,9 @@ def text(page):
 
 def blocks(page):
     """The blocks of commands, without comments: a list of lines each; a line that goes on is one."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text(page), re.M | re.S)
-    found = [block.replace("\\\n", " ") for language, block in fenced if not language]
-    return [[re.sub(r"\s+#.*", "", line) for line in block.splitlines()] for block in found]
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text(page), re.M | re.S)
+    texts = [block.replace("\\\n", " ") for language, block in fences if not language]
+    return [[re.sub(r"\s+#.*", "", line) for line in block.splitlines()] for block in texts]
 
 
 def spans(page):
@@ -38,8 +38,8 @@ def typed(page):
     for block in blocks(page):
         names = {}
         for line in block:
-            if found := re.fullmatch(r'([A-Z]+)="(.*)"', line):
-                names[f"${found[1]}"] = found[2]
+            if match := re.fullmatch(r'([A-Z]+)="(.*)"', line):
+                names[f"${match[1]}"] = match[2]
             for name, value in names.items():
                 line = line.replace(name, value)
             lines.append(line)

@@ -45,15 +45,15 @@ def some_steps(ranks, name, overlap, microbatch, frozen=(), dtype=torch.float32,
         else PiecewiseStep(network, optimizer, Pairs(ranks, network.exchange.devices), pieces)
     )
     rates = make_schedule(recipe).rates(1)
-    numbers, crossed = [], []
+    numbers, ledgers = [], []
     for number, (images, labels) in enumerate(batches(recipe, steps)):
         layers = frozen if number >= steps // 2 else ()
         optimizer.set_rates({key: 0.0 if key.partition(".")[0] in layers else rate for key, rate in rates.items()})
-        count, read = len(images), slice(None) if whole else pieces.read(len(images))
-        given = [images[read].to(dtype)] * towers, labels[read], lambda loss: None
-        loss, right, *sums = step(*given) if whole else step(*given, count)
-        numbers.append((float(loss), float(right), [each.tolist() for each in sums] if microbatch else None))
-        crossed.append([] if whole else sorted(dataclasses.astuple(entry) for entry in step.ledger(count)))
+        count, piece = len(images), slice(None) if whole else pieces.read(len(images))
+        arguments = [images[piece].to(dtype)] * towers, labels[piece], lambda loss: None
+        loss, right, *sums = step(*arguments) if whole else step(*arguments, count)
+        numbers.append((float(loss), float(right), [tensor.tolist() for tensor in sums] if microbatch else None))
+        ledgers.append([] if whole else sorted(dataclasses.astuple(entry) for entry in step.ledger(count)))
     weights, velocities = network.merged_state(), network.merged(optimizer.velocities())
     if dtype == torch.float64:
         return numbers, weights, velocities
@@ -61,7 +61,7 @@ def some_steps(ranks, name, overlap, microbatch, frozen=(), dtype=torch.float32,
         "numbers": numbers,
         "weights": as_bytes(weights),
         "velocities": as_bytes(velocities),
-        "crossed": crossed,
+        "crossed": ledgers,
         "step": network.step,
     }
 

@@ -123,12 +123,12 @@ def views_of(reader, batch_size=4, which=None):
     ]
 
 
-def same_views(found, expected):
-    return len(found) == len(expected) and all(
+def same_views(views, expected):
+    return len(views) == len(expected) and all(
         torch.equal(labels, others)
         and len(a) == len(b)
         and all(torch.equal(x, y) for v, w in zip(a, b) for x, y in zip(v, w))
-        for (a, labels), (b, others) in zip(found, expected)
+        for (a, labels), (b, others) in zip(views, expected)
     )
 
 
@@ -169,8 +169,8 @@ def nothing_stays():
 
 def until_error(batches):
     """([what comes before the UserError], the error)."""
-    found = []
-    with pytest.raises(UserError) as raised:
+    prefix = []
+    with pytest.raises(UserError) as error:
         for batch in batches:
-            found.append(batch)
-    return found, raised.value
+            prefix.append(batch)
+    return prefix, error.value

@@ -67,9 +67,9 @@ def deliver_stale(monkeypatch, pass_):
 
     def carry(self, tensor, source, target, of):
         self.exchange.enter(self.edge, tensor, source, target, of)
-        late = before.get((source, of), torch.zeros_like(tensor))
+        values = before.get((source, of), torch.zeros_like(tensor))
         before[source, of] = tensor.clone()
-        return real(late if of == pass_ else tensor, self.exchange.devices[target], False)
+        return real(values if of == pass_ else tensor, self.exchange.devices[target], False)
 
     monkeypatch.setattr(exchange.Crossing, "_carry", carry)
 

@@ -33,14 +33,14 @@ class Pictures:
 def pictures(count, seed, noise=10):
     """A class's pattern of brightness with random colours, or its pattern of colours with random brightness."""
     random = np.random.default_rng(seed)
-    fixed = np.random.default_rng(0)
-    grey, tint = fixed.choice([-25, 25], (3, SIDE, SIDE)), fixed.choice([-25, 25], (3, SIDE, SIDE, 2))
+    generator = np.random.default_rng(0)
+    shade, tint = generator.choice([-25, 25], (3, SIDE, SIDE)), generator.choice([-25, 25], (3, SIDE, SIDE, 2))
     labels = np.arange(count) % CLASSES
-    bright, tints = random.choice([-25, 25], (count, SIDE, SIDE)), random.choice([-25, 25], (count, SIDE, SIDE, 2))
-    bright[labels < 3], tints[labels >= 3] = grey[labels[labels < 3]], tint[labels[labels >= 3] - 3]
+    shades, tints = random.choice([-25, 25], (count, SIDE, SIDE)), random.choice([-25, 25], (count, SIDE, SIDE, 2))
+    shades[labels < 3], tints[labels >= 3] = shade[labels[labels < 3]], tint[labels[labels >= 3] - 3]
     chroma = tints @ np.array([[1, -1, 0], [0.5, 0.5, -1]])
-    found = 128 + bright[..., None] + chroma + random.normal(0, noise, (count, SIDE, SIDE, 3))
-    return Pictures(np.rint(found).clip(0, 255).astype(np.uint8), labels)
+    values = 128 + shades[..., None] + chroma + random.normal(0, noise, (count, SIDE, SIDE, 3))
+    return Pictures(np.rint(values).clip(0, 255).astype(np.uint8), labels)
 
 
 def recipe(maps, own_layer=False, towers=2):
@@ -53,29 +53,29 @@ def recipe(maps, own_layer=False, towers=2):
 
 def network(kernels, split, own_layer=False, seed=0):
     """The network with these kernels (maps of both towers, 3), and answers fitted to a split by ridge regression."""
-    made = TwoTowerAlexNet(recipe(len(kernels) // 2, own_layer), ("cpu", "cpu"), CLASSES, "reference").eval()
-    state = made.merged_state()
+    net = TwoTowerAlexNet(recipe(len(kernels) // 2, own_layer), ("cpu", "cpu"), CLASSES, "reference").eval()
+    state = net.merged_state()
     state["conv1.weight"] = torch.tensor(kernels, dtype=torch.float32)[:, :, None, None]
     if own_layer:
         random = np.random.default_rng(seed)
         state["conv2.weight"] = torch.tensor(random.normal(0, 1, state["conv2.weight"].shape), dtype=torch.float32)
-    made.load_merged(state)
+    net.load_merged(state)
     images = torch.from_numpy((split.pictures.astype(np.float32) - 128).transpose(0, 3, 1, 2).copy())
     with torch.inference_mode():
         outputs = [images, images]
-        for layer in made.recipe.layers[:-1]:
-            outputs = made.compute(layer, made.read(layer, outputs))
+        for layer in net.recipe.layers[:-1]:
+            outputs = net.compute(layer, net.read(layer, outputs))
     x = torch.cat(outputs, 1).flatten(1).double().numpy()
-    mean, wanted = x.mean(0), np.eye(CLASSES)[split.labels]
+    mean, targets = x.mean(0), np.eye(CLASSES)[split.labels]
     centred = x - mean
     # in its dual form: there are fewer pictures than features
     weights = centred.T @ np.linalg.solve(
-        centred @ centred.T + 1e-2 * np.square(centred).sum() / len(x) * np.eye(len(x)), wanted
+        centred @ centred.T + 1e-2 * np.square(centred).sum() / len(x) * np.eye(len(x)), targets
     )
     state["fc3.weight"] = torch.tensor(weights.T, dtype=torch.float32)
-    state["fc3.bias"] = torch.tensor(wanted.mean(0) - mean @ weights, dtype=torch.float32)
-    made.load_merged(state)
-    return made
+    state["fc3.bias"] = torch.tensor(targets.mean(0) - mean @ weights, dtype=torch.float32)
+    net.load_merged(state)
+    return net
 
 
 def divided():

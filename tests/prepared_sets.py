@@ -113,16 +113,16 @@ def complete(source, dest):
 
 
 def refused(*arguments):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         prepare.main([*map(str, arguments), "--size", str(SIZE), "--workers", "0"])
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def leftovers(dest):
     """Names of the shards, parts and unfinished files of a set that isn't finished."""
-    found = {path.name for path in [*dest.iterdir(), *(dest / "work").iterdir()]}
-    return sorted(found - {"work", "lock", "plan.json"})
+    leftover_names = {path.name for path in [*dest.iterdir(), *(dest / "work").iterdir()]}
+    return sorted(leftover_names - {"work", "lock", "plan.json"})
 
 
 def interrupted(monkeypatch, source, dest, images, error=KeyboardInterrupt):

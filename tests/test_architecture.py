@@ -20,8 +20,8 @@ TABLE = [
 
 
 def names():
-    dotted = {span for span in spans(PAGE) if re.fullmatch(r"[a-z]\w*(\.\w+)+", span)}
-    return sorted(name for name in dotted - {"run.json"} if not name.endswith((".py", ".md")))
+    dotted_names = {span for span in spans(PAGE) if re.fullmatch(r"[a-z]\w*(\.\w+)+", span)}
+    return sorted(name for name in dotted_names - {"run.json"} if not name.endswith((".py", ".md")))
 
 
 def test_every_name_is_there():
@@ -35,16 +35,16 @@ def is_there(name):
     for length in range(len(parts), -1, -1):
         module = ".".join(["alexnet_mp", *parts[:length]])
         try:
-            found = importlib.import_module(module)
+            owner = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if not f"{module}.".startswith(f"{error.name}."):
                 raise  # of something else
         else:
             break
     for attribute in parts[length:]:
-        if not hasattr(found, attribute):
+        if not hasattr(owner, attribute):
             return False
-        found = getattr(found, attribute)
+        owner = getattr(owner, attribute)
     return True
 
 
@@ -88,9 +88,9 @@ def test_files_that_pages_name_are_there():
 
 def test_the_readmes_map_is_the_tree():
     (tree,) = (block for block in blocks("README.md") if block[0].startswith("alexnet_mp/"))
-    named = [word for line in tree for word in re.match(r"((?: *[a-z_]+/)+)", line)[1].split()]
-    assert all((ROOT / name).is_dir() or (PACKAGE / name).is_dir() for name in named)
-    assert {f"{row[0].strip('`')}/" for row in TABLE} <= set(named)
+    folders = [word for line in tree for word in re.match(r"((?: *[a-z_]+/)+)", line)[1].split()]
+    assert all((ROOT / name).is_dir() or (PACKAGE / name).is_dir() for name in folders)
+    assert {f"{row[0].strip('`')}/" for row in TABLE} <= set(folders)
     assert {path.parent.name for path in PACKAGE.glob("*/*.py")} - {"kernels"} == {row[0].strip("`") for row in TABLE}
 
 
@@ -110,12 +110,12 @@ MAY = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[2])) for row in TABLE}
 
 def reachable(package):
     """What a package may import: itself, what its row names, and what those may import."""
-    found, left = {package, "system"}, [package]
-    while left:
-        for other in MAY[left.pop()] - found:
-            found.add(other)
-            left.append(other)
-    return found
+    packages, queue = {package, "system"}, [package]
+    while queue:
+        for other in MAY[queue.pop()] - packages:
+            packages.add(other)
+            queue.append(other)
+    return packages
 
 
 def imported(path):
@@ -141,15 +141,15 @@ def imported(path):
 def test_imports_go_one_way(package):
     folder = ROOT / "kernels" if package == "kernels" else PACKAGE / package
     assert any(folder.glob("*.py"))
-    allowed = {"kernels"} if package == "kernels" else reachable(package) | {"kernels"}
-    allowed -= {"retrieval"} if package == "training" else set()  # as the page says
-    wrong = [
+    packages = {"kernels"} if package == "kernels" else reachable(package) | {"kernels"}
+    packages -= {"retrieval"} if package == "training" else set()  # as the page says
+    violations = [
         f"{path.relative_to(ROOT)}:{line} imports {other}"
         for path in sorted(folder.glob("*.py"))
         for line, other in imported(path)
-        if other not in allowed
+        if other not in packages
     ]
-    assert wrong == []
+    assert violations == []
 
 
 def test_the_table_has_no_circle():

@@ -78,7 +78,7 @@ def test_a_run_leaves_everything_behind(run):
         read_right(out / "validation_right.npz"),
         [line for line in read_metrics(out) if line["kind"] == "test"],
     )
-    assert {name: found.shape for name, found in right.items()} == {
+    assert {name: array.shape for name, array in right.items()} == {
         line["protocol"]: (2, line["images"]) for line in tests
     }
     for line in tests:
@@ -123,15 +123,15 @@ def test_run_json_says_what_ran(run):
 def test_run_json_has_the_command_as_it_was_typed(folder, tmp_path):
     arguments = [*SMALL, "--data", str(folder), "--out", str(tmp_path / "a run"), "--steps", "1"]
     train.main(arguments)
-    typed = shlex.split(json.loads((tmp_path / "a run" / "run.json").read_text())["command"])
-    assert typed == ["python", "-m", "alexnet_mp.train", *arguments]
+    words = shlex.split(json.loads((tmp_path / "a run" / "run.json").read_text())["command"])
+    assert words == ["python", "-m", "alexnet_mp.train", *arguments]
 
 
 def test_the_command_line_can_ask_for_all_that_a_run_can_be_asked_for():
     """And what it doesn't say is asked for by who calls the training directly, too."""
-    said = vars(train._parser().parse_args([]))
-    assert said.pop("dry_run") is False  # which is no run
-    assert said | {"settings": (), "command": ""} == vars(Options()) and said["settings"] == []
+    defaults = vars(train._parser().parse_args([]))
+    assert defaults.pop("dry_run") is False  # which is no run
+    assert defaults | {"settings": (), "command": ""} == vars(Options()) and defaults["settings"] == []
 
 
 def test_evaluate_prints_both_protocols_and_agrees_with_training(run, capsys):
@@ -140,12 +140,12 @@ def test_evaluate_prints_both_protocols_and_agrees_with_training(run, capsys):
     # without --data: what it was trained on
     for where in (["--data", str(data), "--batch-size", "4", "--workers", "0"], []):
         assert evaluate.main([str(out), "--gpus", "cpu", *where]) == 0
-        printed = capsys.readouterr().out
+        output = capsys.readouterr().out
         for protocol in ("centre view", "ten views"):
             error = r"error +([\d.]+) % \([\d.]+ of 15: \d+ to \d+ %\)"
-            found = re.search(rf"{protocol} +top-1 {error} +\(15 images; 95 % intervals\)", printed)
-            assert float(found[1]) == pytest.approx(tests[protocol]["top1_error"], abs=0.006)
-        assert "top-5" not in printed  # of three classes it is always 0
+            match = re.search(rf"{protocol} +top-1 {error} +\(15 images; 95 % intervals\)", output)
+            assert float(match[1]) == pytest.approx(tests[protocol]["top1_error"], abs=0.006)
+        assert "top-5" not in output  # of three classes it is always 0
 
 
 def test_steps_and_set_and_seed(folder, tmp_path, capsys):
@@ -170,9 +170,9 @@ def test_steps_and_set_and_seed(folder, tmp_path, capsys):
     first = losses("a")
     assert losses("b", "--workers", "0") == first  # a second run, other workers: the same to the last bit
     assert losses("c", "--seed", "1") != first
-    printed = capsys.readouterr().out
-    assert "python -m alexnet_mp.evaluate" in printed  # stopped before the end: says how to test it
-    assert "top-1 error" in printed and "top-5" not in printed  # of three classes it is always 0
+    output = capsys.readouterr().out
+    assert "python -m alexnet_mp.evaluate" in output  # stopped before the end: says how to test it
+    assert "top-1 error" in output and "top-5" not in output  # of three classes it is always 0
     assert not [line for line in read_metrics(tmp_path / "a") if line["kind"] == "test"]
 
 
@@ -209,18 +209,18 @@ def test_the_default_on_a_cpu_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match="no such directory"):
         train.main(["--data", str(tmp_path / "nowhere")])
-    said = capsys.readouterr().out
-    assert "recipe: mini" in said and "tower a on cpu" in said and "--gpus 0,1" not in said
+    output = capsys.readouterr().out
+    assert "recipe: mini" in output and "tower a on cpu" in output and "--gpus 0,1" not in output
 
 
 def refused(arguments, tmp_path):
     """The one line with which train refuses; nothing may be left behind."""
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         train.main([*map(str, arguments), "--out", str(tmp_path / "refused")])
     assert sorted(tmp_path.rglob("*")) == before, "something was half-written"
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @every(
@@ -308,14 +308,14 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path, capsys):
     The first in a process of its own, as the command `alexnet-mp` starts it: one takes two seconds.
     """
     out, data = run
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "alexnet_mp", "train", *SMALL, "--data", data, "--out", out],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2, done
-    assert re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stderr
-    assert "is there already; --resume auto goes on with it" in done.stderr
+    assert process.returncode == 2, process
+    assert re.fullmatch(r"error: [^\n]+\n", process.stderr), process.stderr
+    assert "is there already; --resume auto goes on with it" in process.stderr
     for main, arguments, words in (
         (train.main, ["--data", tmp_path / "nowhere"], "no such directory"),
         (evaluate.main, [tmp_path / "nowhere"], "not a run directory"),
@@ -326,14 +326,14 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path, capsys):
         (console.main, ["trian"], "there is no command 'trian'; did you mean train?"),
         (console.main, [], "required: COMMAND"),
     ):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as system_exit:
             run_command(functools.partial(main, list(map(str, arguments))))
-        said = capsys.readouterr().err
-        assert ended.value.code == 2 and re.fullmatch(r"error: [^\n]+\n", said) and words in said, said
-    for asked, words in (("--version", r"alexnet_mp \d+\.\d+\.\d+\n"), ("--help", r".*\n  train +Train AlexNet .*")):
-        with pytest.raises(SystemExit) as ended:
-            console.main([asked])
-        assert not ended.value.code and re.fullmatch(words, capsys.readouterr().out, re.S)
+        message = capsys.readouterr().err
+        assert system_exit.value.code == 2 and re.fullmatch(r"error: [^\n]+\n", message) and words in message, message
+    for option, words in (("--version", r"alexnet_mp \d+\.\d+\.\d+\n"), ("--help", r".*\n  train +Train AlexNet .*")):
+        with pytest.raises(SystemExit) as system_exit:
+            console.main([option])
+        assert not system_exit.value.code and re.fullmatch(words, capsys.readouterr().out, re.S)
 
 
 def contents(folder):
@@ -346,8 +346,8 @@ def test_a_dry_run_tells_all_and_writes_nothing(run, tmp_path, capsys, monkeypat
     before = contents(out.parent), contents(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dry_run.dry_run, "__defaults__", (itertools.count().__next__,))
-    asked = [*SMALL, "--data", str(data), "--dry-run"]
-    for more, words in (
+    arguments = [*SMALL, "--data", str(data), "--dry-run"]
+    for options, words in (
         (["--epochs", "7"], "21 steps are about 21 s"),
         (["--epochs", "7", "--steps", "5", "--out", "new"], "run directory new,"),
         (["--epochs", "7", "--out", str(out), "--resume", "auto"], "15 steps are about 15 s"),
@@ -355,23 +355,23 @@ def test_a_dry_run_tells_all_and_writes_nothing(run, tmp_path, capsys, monkeypat
         (["--epochs", "7", "--resume", str(out), "--out", "new", "--resume-anyway", "--microbatch", "4"], "step of 4"),
         (["--epochs", "7", "--out", "new", "--resume", "auto"], "21 steps are about 21 s"),
     ):
-        assert train.main([*asked, *more]) == 0
-        printed = capsys.readouterr().out
-        assert words in printed and "a step takes 1,000 ms (median of 3)" in printed, (more, printed)
-        assert re.search(r"memory of a step of \d+ images in float32: tower a [\d.]+ MB .*; tower b ", printed)
+        assert train.main([*arguments, *options]) == 0
+        output = capsys.readouterr().out
+        assert words in output and "a step takes 1,000 ms (median of 3)" in output, (options, output)
+        assert re.search(r"memory of a step of \d+ images in float32: tower a [\d.]+ MB .*; tower b ", output)
         # 64 maps of 5x5 each way into conv3 and into fc6, of 2x2 there, 16 units into fc7, into fc8 one way; and back
-        assert "on two, 0.30 MB a step in float32, at conv3, fc6, fc7, fc8" in printed, printed
-    assert train.main([*asked, "--batch-size", "1000"]) == 0
-    printed = capsys.readouterr().out
-    assert "memory of a step of 24 images" in printed and "on two, 0.72 MB a step" in printed  # of all that there are
-    for wrong, words in (
+        assert "on two, 0.30 MB a step in float32, at conv3, fc6, fc7, fc8" in output, output
+    assert train.main([*arguments, "--batch-size", "1000"]) == 0
+    output = capsys.readouterr().out
+    assert "memory of a step of 24 images" in output and "on two, 0.72 MB a step" in output  # of all that there are
+    for flags, words in (
         (["--out", str(out)], "is there already"),
         (["--resume", str(out), "--out", str(data)], "is there already"),
         (["--resume", str(out), "--seed", "9"], "seed"),
         (["--set", "crop_size=113"], "stored_size 112"),
     ):
         with pytest.raises(UserError, match=words):
-            train.main([*asked, *wrong])
+            train.main([*arguments, *flags])
     assert (contents(out.parent), contents(tmp_path)) == before
 
 
@@ -443,8 +443,8 @@ def test_ctrl_c_saves_and_ends_cleanly(folder, tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the workers too
-    printed = process.communicate(timeout=60)[0]
-    assert "Traceback" not in printed and "stopped as asked" in printed and process.returncode == 0
+    output = process.communicate(timeout=60)[0]
+    assert "Traceback" not in output and "stopped as asked" in output and process.returncode == 0
     ended_cleanly(out, process.pid)
 
 
@@ -504,10 +504,10 @@ def test_evaluate_needs_only_the_split_that_it_tests(run, tmp_path, capsys):
 
 @every("module", [prepare, train, evaluate, doctor])
 def test_help_teaches_by_examples(module, capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as system_exit:
         module.main(["--help"])
-    said = capsys.readouterr().out
-    assert ended.value.code == 0 and said.count(f"python -m {module.__name__}") >= 2 and "default" in said
+    output = capsys.readouterr().out
+    assert system_exit.value.code == 0 and output.count(f"python -m {module.__name__}") >= 2 and "default" in output
 
 
 IMPORTS = """
@@ -533,8 +533,8 @@ def test_importing_does_nothing():
     """The package imports torch when it is asked for what needs it. No module opens a device, prints, or needs CUDA,
     Triton or DALI; nor does the question whether DALI is there import it."""
     names = [f"alexnet_mp.{path.stem}" for path in Path(train.__file__).parent.glob("*.py")]
-    done = subprocess.run([sys.executable, "-c", IMPORTS, *names], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    process = subprocess.run([sys.executable, "-c", IMPORTS, *names], capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
 def test_ctrl_c_while_a_command_is_imported_is_no_traceback(tmp_path):
@@ -543,25 +543,25 @@ def test_ctrl_c_while_a_command_is_imported_is_no_traceback(tmp_path):
     script = tmp_path / "alexnet-mp"  # as an installation writes it
     script.write_text("import sys\nfrom alexnet_mp.__main__ import script\nsys.exit(script())\n")
     module = ["-m", "alexnet_mp.train"]
-    for words, place, said in (
+    for words, place, message in (
         (module, {}, "stopped\n"),
         (module, {"LOCAL_RANK": "1"}, ""),
         ([script, "train"], {}, "stopped\n"),
     ):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *words],
             env={**os.environ, "PYTHONPATH": str(tmp_path), **place},
             capture_output=True,
             text=True,
         )
-        assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", said)
+        assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, "", message)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", [1, 2])
 def test_an_output_that_is_closed_from_the_beginning(closed, tmp_path):
     """train >&-"""
-    done = subprocess.run(
+    process = subprocess.run(
         [
             sys.executable,
             "-c",
@@ -573,5 +573,7 @@ def test_an_output_that_is_closed_from_the_beginning(closed, tmp_path):
         text=True,
     )
     assert (
-        done.returncode == 2 and "Traceback" not in done.stderr and (closed == 2 or done.stderr.startswith("error: "))
+        process.returncode == 2
+        and "Traceback" not in process.stderr
+        and (closed == 2 or process.stderr.startswith("error: "))
     )

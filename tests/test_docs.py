@@ -37,10 +37,10 @@ def parser(command):
     def ask(parser, *_):
         raise _Asked(parser)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(_Asked) as asked:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(_Asked) as request:
         patch.setattr(argparse.ArgumentParser, "parse_args", ask)
         importlib.import_module(f"alexnet_mp.{command}").main([])
-    return asked.value.args[0]
+    return request.value.args[0]
 
 
 @cache
@@ -54,11 +54,11 @@ def options():
                 for inner in action.choices.values():
                     yield from of(inner)
 
-    found = {option for command in COMMANDS for option in of(parser(command))}
+    names = {option for command in COMMANDS for option in of(parser(command))}
     for path in (*(ROOT / "tools").rglob("*"), *(ROOT / "benchmarks").glob("*.py")):
         if path.suffix in (".py", ".sh"):
-            found |= set(re.findall(r"--[a-z][a-z-]+", path.read_text(encoding="utf-8")))
-    return found
+            names |= set(re.findall(r"--[a-z][a-z-]+", path.read_text(encoding="utf-8")))
+    return names
 
 
 @every("page", PAGES)
@@ -81,8 +81,8 @@ def test_scripts_targets_and_options_are_there(page):
             for word in words[:2]:
                 assert not re.match(r"(tools|benchmarks|tests)/", word) or (ROOT / word).exists(), words
     for span in spans(page):
-        if found := re.match(r"--[a-z-]+", span):
-            assert found[0] in options(), span
+        if match := re.match(r"--[a-z-]+", span):
+            assert match[0] in options(), span
 
 
 def anchors(page):
@@ -96,19 +96,19 @@ def test_every_link_leads_somewhere(page):
     for link in re.findall(r"\]\(([^)]+)\)", prose):
         if not link.startswith("https://"):
             path, _, anchor = link.partition("#")
-            there = (ROOT / page).parent / path if path else ROOT / page
-            assert there.exists(), link
-            assert not anchor or anchor in anchors(there.resolve().relative_to(ROOT).as_posix()), link
+            target = (ROOT / page).parent / path if path else ROOT / page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.resolve().relative_to(ROOT).as_posix()), link
 
 
 def test_every_page_and_picture_is_linked():
-    linked = {
+    targets = {
         ((ROOT / page).parent / link.partition("#")[0]).resolve()
         for page in PAGES
         for link in re.findall(r"\]\(([^)]+)\)", text(page))
         if link[:1] != "#"
     }
-    assert {path for path in (ROOT / "docs").iterdir() if path.resolve() not in linked} == set()
+    assert {path for path in (ROOT / "docs").iterdir() if path.resolve() not in targets} == set()
 
 
 @every("page", PAGES)
@@ -135,13 +135,13 @@ MEASURED = re.compile(r"\d (ms|s|%|GB/s|MB)(?![\w/])")
 
 @every("page", ["first-runs", "checkpoints", "retrieval", "report", "benchmarks", "profiling"])
 def test_figures_have_machine_versions_date_and_command(page):
-    measured = {heading: told for heading, told in sections(f"docs/{page}.md").items() if MEASURED.search(told)}
-    assert measured
-    for heading, told in measured.items():
+    passages = {heading: prose for heading, prose in sections(f"docs/{page}.md").items() if MEASURED.search(prose)}
+    assert passages
+    for heading, prose in passages.items():
         if heading:  # what stands before the first heading is how to run it
-            told = " ".join(told.split())
-            for need in (r"AMD EPYC|NVIDIA", r"torch 2\.\d+", r"20\d\d-\d\d-\d\d(?!-)", r"python |records?\b"):
-                assert re.search(need, told), (heading, need)
+            prose = " ".join(prose.split())
+            for pattern in (r"AMD EPYC|NVIDIA", r"torch 2\.\d+", r"20\d\d-\d\d-\d\d(?!-)", r"python |records?\b"):
+                assert re.search(pattern, prose), (heading, pattern)
 
 
 def test_every_deviation_has_its_five_cells():

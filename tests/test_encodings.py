@@ -19,17 +19,17 @@ def left_to_the_locale(text):
 
 
 def _is_left(call):
-    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     owner = call.func.value if isinstance(call.func, ast.Attribute) else None
     name = call.func.attr if owner is not None else getattr(call.func, "id", None)
-    if "encoding" in given:
-        return isinstance(given["encoding"], ast.Constant) and given["encoding"].value in (None, "locale")
+    if "encoding" in keywords:
+        return isinstance(keywords["encoding"], ast.Constant) and keywords["encoding"].value in (None, "locale")
     if name in ("read_text", "write_text"):
         return len(call.args) <= (name == "write_text")
     if name == "TextIOWrapper":
         return len(call.args) < 2
     if name in PROCESSES:
-        return any(_is_true(given.get(word)) for word in ("text", "universal_newlines"))
+        return any(_is_true(keywords.get(word)) for word in ("text", "universal_newlines"))
     if name not in FILES or name == "open" and getattr(owner, "id", getattr(owner, "attr", None)) in BINARY:
         return False
     place, mode = FILES[name]
@@ -37,7 +37,7 @@ def _is_left(call):
         place = 0  # Path.open
     if name == "open" and isinstance(owner, ast.Name) and owner.id in ("gzip", "bz2"):
         mode = "rb"
-    at = given.get("mode", call.args[place] if len(call.args) > place else ast.Constant(mode))
+    at = keywords.get("mode", call.args[place] if len(call.args) > place else ast.Constant(mode))
     packed = isinstance(owner, ast.Name) and owner.id in ("gzip", "bz2")
     if not isinstance(at, ast.Constant):
         return True
@@ -51,12 +51,12 @@ def _is_true(value):
 @every("folder", [*FOLDERS, "setup.py"])
 def test_every_text_has_an_encoding(folder):
     files = [ROOT / folder] if folder.endswith(".py") else sorted((ROOT / folder).rglob("*.py"))
-    found = [
+    problems = [
         f"{path.relative_to(ROOT)}:{line}: {call}"
         for path in files
         for line, call in left_to_the_locale(path.read_text(encoding="utf-8"))
     ]
-    assert not found, "\n".join(found)
+    assert not problems, "\n".join(problems)
     assert files or folder == "claims"
 
 

@@ -15,18 +15,18 @@ def root_of(path):
 
 def imported(path):
     """{module: line} of what a file of the package imports of alexnet_mp, as "data.batches" or "train"."""
-    found, here = {}, path.relative_to(root_of(path)).with_suffix("").parts
+    lines, here = {}, path.relative_to(root_of(path)).with_suffix("").parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = here[: len(here) - node.level] + tuple((node.module or "").split(".") if node.module else ())
             for alias in node.names:
                 inner = (KERNELS.parent if base[:1] == ("kernels",) else ROOT).joinpath(*base, alias.name)
                 module = base + (alias.name,) if inner.with_suffix(".py").exists() or inner.is_dir() else base
-                found[".".join(module)] = node.lineno
+                lines[".".join(module)] = node.lineno
         elif isinstance(node, ast.ImportFrom | ast.Import):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            found |= {name.removeprefix("alexnet_mp."): node.lineno for name in names if name.startswith("alexnet_mp.")}
-    return found
+            lines |= {name.removeprefix("alexnet_mp."): node.lineno for name in names if name.startswith("alexnet_mp.")}
+    return lines
 
 
 def test_no_modules_import_each_other_in_a_circle():

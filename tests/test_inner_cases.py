@@ -7,49 +7,49 @@ from inner_cases import every
 
 
 def test_all_combinations_run(tmp_path):
-    seen = []
+    calls = []
 
     @every("a", [1, 2])
     @every("b, c", [(3, "x"), (4, "y")])
     def test(fixture, a, b, c):
-        seen.append((fixture, a, b, c))
+        calls.append((fixture, a, b, c))
 
     assert list(inspect.signature(test).parameters) == ["fixture", "tmp_path"]  # what pytest looks for
     test(fixture="f", tmp_path=tmp_path)
-    assert seen == [("f", 1, 3, "x"), ("f", 1, 4, "y"), ("f", 2, 3, "x"), ("f", 2, 4, "y")]
+    assert calls == [("f", 1, 3, "x"), ("f", 1, 4, "y"), ("f", 2, 3, "x"), ("f", 2, 4, "y")]
 
 
 def test_failures_are_named_and_do_not_end_the_loop(tmp_path):
-    seen = []
+    calls = []
 
     @every("a", [1, 2, 3, 4])
     @every("b", [lambda: 0], ids=["nothing"])
     def test(a, b):
-        seen.append(a)
+        calls.append(a)
         assert a != 2, "two\nlines"
         if a == 3:
             pytest.fail("three")
 
-    with pytest.raises(AssertionError, match="two") as raised:
+    with pytest.raises(AssertionError, match="two") as error:
         test(tmp_path=tmp_path)
-    assert seen == [1, 2, 3, 4]
-    first, second = raised.value.__notes__
+    assert calls == [1, 2, 3, 4]
+    first, second = error.value.__notes__
     assert first.startswith("inner case a=2; nothing: AssertionError: two") and "lines" not in first
     assert second == "failed as well: a=3; nothing: Failed: three"
 
 
 def test_a_combination_that_is_skipped_is_not_passed_over(tmp_path):
-    seen = []
+    calls = []
 
     @every("a", [1, 2])
     def test(a):
-        seen.append(a)
+        calls.append(a)
         if a == 1:
             pytest.skip("no one")
 
     with pytest.raises(pytest.skip.Exception, match="a=1: no one"):
         test(tmp_path=tmp_path)
-    assert seen == [1, 2]
+    assert calls == [1, 2]
 
 
 @pytest.fixture

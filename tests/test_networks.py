@@ -48,8 +48,8 @@ def test_it_is_the_network_of_the_record(tmp_path, capsys):
 
 def test_records_and_networks_stay_small():
     """A clone gets them all, so they stay under 20 MB together."""
-    listed = subprocess.run(["git", "ls-files", "-z", "claims", "networks"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
+    process = subprocess.run(["git", "ls-files", "-z", "claims", "networks"], cwd=ROOT, capture_output=True, text=True)
+    if process.returncode:
         pytest.skip("no git repository: what else lies there can't be told from what is kept")
-    sizes = [(ROOT / name).stat().st_size for name in listed.stdout.split("\0") if name]
+    sizes = [(ROOT / name).stat().st_size for name in process.stdout.split("\0") if name]
     assert len(sizes) > 50 and sum(sizes) < 20e6

@@ -27,8 +27,8 @@ def test_its_cells_run_in_three_steps(data, quick, tmp_path, capsys):
         exec(compile(cell, str(NOTEBOOK), "exec"), names)
     assert set(names["errors"]) == {"both towers", "without tower a", "without tower b"}
     assert len(names["pictures"]) == 6 and all(0 <= error <= 100 for error in names["errors"].values())
-    printed = capsys.readouterr().out
-    assert "without tower b" in printed and " MB" in printed and f"wrote {tmp_path / 'run' / 'exported'}: " in printed
+    output = capsys.readouterr().out
+    assert "without tower b" in output and " MB" in output and f"wrote {tmp_path / 'run' / 'exported'}: " in output
 
 
 @pytest.mark.slow

@@ -84,16 +84,16 @@ def test_every_section_of_the_paper_is_there(section):
 
 
 def test_files_functions_and_tests_are_there():
-    named = [name for row in ROWS for name in quoted(row[1]) if "/" in name]
-    assert len(named) > 100
-    for name in named:
+    names = [name for row in ROWS for name in quoted(row[1]) if "/" in name]
+    assert len(names) > 100
+    for name in names:
         path, _, inside = name.partition("::")
         assert (ROOT / path).is_file(), name
         assert not inside or inside in names_of(path), name
 
 
 def test_claims_and_commands_are_there():
-    told = set()
+    claim_ids = set()
     for row in ROWS:
         for name in quoted(row[2]):
             if name.startswith("python -m alexnet_mp."):
@@ -101,8 +101,8 @@ def test_claims_and_commands_are_there():
                 MODULES[module]._parser().parse_args(words)
             else:
                 assert name in IDS, name
-                told.add(name)
-    assert told == IDS  # no claim stands for a sentence that the page lacks
+                claim_ids.add(name)
+    assert claim_ids == IDS  # no claim stands for a sentence that the page lacks
 
 
 def test_what_is_named_elsewhere_in_the_rows_is_a_flag_or_a_command():
@@ -118,9 +118,9 @@ def test_neurons():
     """Figure 2 prints 253,440 for the first layer, which fits no 55x55x96; the rest of its list is the network's."""
     sizes = geometry.sizes(paper())
     neurons = [math.prod(size.computed) * (1 if size.layer.towers == "first" else 2) for size in sizes]
-    printed = [253_440, 186_624, 64_896, 64_896, 43_264, 4_096, 4_096, 1_000]
-    assert neurons == [290_400, *printed[1:]]
-    assert sum(neurons) == 659_272 and sum(printed) == 622_312 and 224 * 224 * 3 == 150_528
+    figure_2 = [253_440, 186_624, 64_896, 64_896, 43_264, 4_096, 4_096, 1_000]
+    assert neurons == [290_400, *figure_2[1:]]
+    assert sum(neurons) == 659_272 and sum(figure_2) == 622_312 and 224 * 224 * 3 == 150_528
 
 
 def test_shares_of_the_parameters():
@@ -160,7 +160,7 @@ def inputs_of_relus(recipe):
     network, inputs = TwoTowerAlexNet(recipe, ("cpu", "cpu"), classes=5, overlap=False).eval(), {}
     for name, layer in network.towers[0].named_children():
         layer.register_forward_pre_hook(
-            lambda layer, read, name=name: inputs.update({name: layer.product(read[0], layer.weight, layer.bias)})
+            lambda layer, args, name=name: inputs.update({name: layer.product(args[0], layer.weight, layer.bias)})
         )
     images = 60 * torch.randn(4, 3, recipe.crop_size, recipe.crop_size, generator=torch.Generator().manual_seed(0))
     return network, inputs, images

@@ -15,23 +15,25 @@ def untyped(body, place=""):
         public = isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__")
         if not public:
             continue
-        static = any(isinstance(each, ast.Name) and each.id == "staticmethod" for each in node.decorator_list)
+        static = any(
+            isinstance(decorator, ast.Name) and decorator.id == "staticmethod" for decorator in node.decorator_list
+        )
         arguments = (node.args.posonlyargs + node.args.args)[bool(place) and not static :]
-        arguments += node.args.kwonlyargs + [each for each in (node.args.vararg, node.args.kwarg) if each]
-        lacking = [each.arg for each in arguments if each.annotation is None]
+        arguments += node.args.kwonlyargs + [argument for argument in (node.args.vararg, node.args.kwarg) if argument]
+        names = [argument.arg for argument in arguments if argument.annotation is None]
         if node.returns is None and node.name != "__init__":
-            lacking.append("return")
-        if lacking:
-            yield f"{place}{node.name}: {', '.join(lacking)}"
+            names.append("return")
+        if names:
+            yield f"{place}{node.name}: {', '.join(names)}"
 
 
 def test_public_functions_are_typed():
-    found = {
-        str(path.relative_to(ROOT)): lacking
+    problems = {
+        str(path.relative_to(ROOT)): names
         for path in FILES
-        if (lacking := list(untyped(ast.parse(path.read_text(encoding="utf-8")).body)))
+        if (names := list(untyped(ast.parse(path.read_text(encoding="utf-8")).body)))
     }
-    assert not found
+    assert not problems
 
 
 def test_an_untyped_function_is_found():

@@ -92,9 +92,9 @@ def bits(checkpoint):
 def refused(action, place, name=None):
     """The message of the UserError that an action on the directory ends in; it begins with the file's path, and is one
     line."""
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         action(place)
-    message = str(caught.value)
+    message = str(error.value)
     assert message.startswith(str(place / name if name else place)) and "\n" not in message
     return message
 

@@ -180,10 +180,10 @@ def signalled_in_test(monkeypatch, number, then=interrupt):
     def evaluate(network, pipeline, split, protocols, batch_size, advance, **how):
         nonlocal count
         count += 1
-        this = count
+        turn = count
 
         def watched(images):
-            if this == number:
+            if turn == number:
                 then()
             advance(images)
 
@@ -250,15 +250,15 @@ def assert_same_end(out, whole, but=()):
     state."""
     assert lines(out) == lines(whole)
     assert newest(out).name == newest(whole).name
-    found, expected = state(newest(out)), state(newest(whole))
+    actual, expected = state(newest(out)), state(newest(whole))
     for name in but:
-        del found[name], expected[name]
-    assert found == expected
-    found, expected = tensors(newest(out)), tensors(newest(whole))
+        del actual[name], expected[name]
+    assert actual == expected
+    actual, expected = tensors(newest(out)), tensors(newest(whole))
     for kind in expected:
-        assert found[kind].keys() == expected[kind].keys()
+        assert actual[kind].keys() == expected[kind].keys()
         for name, tensor in expected[kind].items():
-            assert bits(found[kind][name]) == bits(tensor), f"{kind}: {name}"
+            assert bits(actual[kind][name]) == bits(tensor), f"{kind}: {name}"
 
 
 def add_to_step(monkeypatch, step, action):

@@ -51,12 +51,12 @@ def ended(process):
 
 def workers(process):
     """The ids of its processes, in the order of their ranks."""
-    ranked = {}
+    pids = {}
     with suppress(FileNotFoundError, ProcessLookupError):  # one that ends meanwhile
         for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            ranked |= {entry: int(pid) for entry in environment if entry.startswith(b"RANK=")}
-    return [ranked[name] for name in sorted(ranked)]
+            pids |= {entry: int(pid) for entry in environment if entry.startswith(b"RANK=")}
+    return [pids[name] for name in sorted(pids)]
 
 
 def until_step(process, out, step):

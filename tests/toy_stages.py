@@ -47,8 +47,8 @@ def toys(tmp_path):
 
         def rehearse(*arguments, **where):
             process = start(*arguments, **where)
-            said, _ = process.communicate(timeout=60)
-            return process.returncode, said
+            output, _ = process.communicate(timeout=60)
+            return process.returncode, output
 
         rehearse.start = start
         return rehearse
@@ -57,8 +57,8 @@ def toys(tmp_path):
 
 
 def states(folder):
-    found = json.loads((folder / "check.json").read_text())["stages"]
-    return {name: entry["state"] for name, entry in found.items()}
+    stages = json.loads((folder / "check.json").read_text())["stages"]
+    return {name: entry["state"] for name, entry in stages.items()}
 
 
 def packed(folder):

@@ -72,16 +72,16 @@ def fibonacci_of_one_zero(x_ptr, y_ptr, steps):
 
 def launches():
     """Yield (case, kernel, positional and named arguments) of what the network launches. The tensors are never read."""
-    recorded = []
-    jit.JITFunction.run = lambda kernel, *args, grid, warmup, **kwargs: recorded.append((kernel, args, kwargs))
+    records = []
+    jit.JITFunction.run = lambda kernel, *args, grid, warmup, **kwargs: records.append((kernel, args, kwargs))
 
     def drain(case):
-        yield from ((case, *launch) for launch in recorded)
-        recorded.clear()
+        yield from ((case, *launch) for launch in records)
+        records.clear()
 
-    def step(x, pooled, ties="first", **call):
+    def step(x, side, ties="first", **call):
         bias = None if call["norm"] == "spatial" else torch.empty(x.shape[1])
-        y = torch.empty(*x.shape[:2], pooled, pooled, dtype=x.dtype)
+        y = torch.empty(*x.shape[:2], side, side, dtype=x.dtype)
         y = y.contiguous(memory_format=torch.channels_last) if x.is_contiguous(memory_format=torch.channels_last) else y
         argmax = torch.empty_like(y if ties == "first" and call["pool"] else y[:0], dtype=torch.uint8)
         lrn_pool_forward_triton.forward(x, bias, y, argmax, ties=ties, **call)
@@ -89,14 +89,14 @@ def launches():
 
     for dtype in (torch.float32, torch.bfloat16):
         for order in ("NCHW", "channels_last"):
-            for layer, norm, relu, shape, pooled in (
+            for layer, norm, relu, shape, side in (
                 (1, "lrn", "before", (128, 48, 55, 55), 27),
                 (2, "lrn", "before", (128, 128, 27, 27), 13),
                 (5, "none", "after", (128, 128, 13, 13), 6),
             ):
                 x = torch.empty(shape, dtype=dtype)
                 x = x.contiguous(memory_format=torch.channels_last) if order == "channels_last" else x
-                step(x, pooled, norm=norm, relu=relu, pool=3, stride=2, **LRN)
+                step(x, side, norm=norm, relu=relu, pool=3, stride=2, **LRN)
                 yield from drain(f"layer {layer} {str(dtype)[6:]} {order}")
     x = torch.empty(128, 128, 27, 27)  # layers 1 and 2 of the 2012 source: all ties, and the spatial norm
     step(x, 13, "all", norm="lrn", relu="after", pool=3, stride=2, **LRN)
@@ -146,17 +146,17 @@ def report(capability, case, kernel, args, kwargs):
         *args, **kwargs
     )
     options, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, None)
-    compiled = triton.compile(
+    program = triton.compile(
         ASTSource(kernel, signature, constants, attributes), target=target, options=options.__dict__
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
+        cubin.write(program.asm["cubin"])
         cubin.flush()
         usage = subprocess.run(
             [os.path.join(BUNDLED, "cuobjdump"), "-res-usage", cubin.name], capture_output=True, text=True, check=True
         ).stdout
     registers, stack, shared = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage).groups())
-    loops = [line for line in compiled.asm["ttir"].splitlines() if "scf.for" in line]
+    loops = [line for line in program.asm["ttir"].splitlines() if "scf.for" in line]
     # "scf.for %i = %a to %b step %c iter_args(%s = %x, %t = %y) -> ...": one "=" a carried value.
     state = [re.search(r"iter_args\((.*?)\)", line)[1].count("=") if "iter_args" in line else 0 for line in loops]
     name = kernel.fn.__name__
@@ -169,7 +169,7 @@ def report(capability, case, kernel, args, kwargs):
         "shared": shared,
         "loops": state,
         "expected": carried(name, bound),
-        "stores": re.findall(r"st\.global\.(\S+)", compiled.asm["ptx"]),
+        "stores": re.findall(r"st\.global\.(\S+)", program.asm["ptx"]),
     }
 
 

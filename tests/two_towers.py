@@ -32,8 +32,8 @@ CASES = {
 
 def narrow(recipe):
     """A sixteenth of the maps."""
-    few = {layer.name: max(layer.maps // 16, 2) for layer in recipe.layers if layer.maps}
-    for name, maps in few.items():
+    widths = {layer.name: max(layer.maps // 16, 2) for layer in recipe.layers if layer.maps}
+    for name, maps in widths.items():
         recipe = change_layers(recipe, name, maps=maps)
     return recipe
 
@@ -58,19 +58,19 @@ def ten_steps(ranks, name, overlap, frozen=(), dtype="float32", steps=STEPS):
     step = TrainingStep(network, optimizer)
     rates = make_schedule(recipe).rates(1)
     numbers, ledgers, wire = [], [], []
-    sent = watched(ranks)
+    sizes = watched(ranks)
     for number, (images, labels) in enumerate(batches(recipe, steps)):
         layers = frozen if number >= steps // 2 else ()
         optimizer.set_rates({key: 0.0 if key.partition(".")[0] in layers else rate for key, rate in rates.items()})
-        sent.clear()
+        sizes.clear()
         images = images.to(getattr(torch, dtype))
         loss, right, *_ = step([images] * towers, labels, lambda loss: None)
         numbers.append((loss.item(), right.item()))
         ledgers.append(sorted(dataclasses.astuple(entry) for entry in network.ledger()))
-        wire.append(list(sent))
-    sent.clear()
+        wire.append(list(sizes))
+    sizes.clear()
     weights, velocities = network.merged_state(), network.merged(optimizer.velocities())
-    collected = sum(sent)
+    total = sum(sizes)
     network.eval()
     with torch.inference_mode():
         logits = network(*[images] * towers)
@@ -80,7 +80,7 @@ def ten_steps(ranks, name, overlap, frozen=(), dtype="float32", steps=STEPS):
         "wire": wire,
         "weights": as_bytes(weights),
         "velocities": as_bytes(velocities),
-        "collected": (collected, [dataclasses.astuple(entry) for entry in getattr(network.exchange, "collected", [])]),
+        "collected": (total, [dataclasses.astuple(entry) for entry in getattr(network.exchange, "collected", [])]),
         "logits": logits.numpy().tobytes(),
         "layouts": [(*key[:3], *strides) for key, strides in getattr(network.exchange, "layouts", {}).items()],
     }
@@ -102,11 +102,15 @@ def watched(ranks):
     """Of every tensor that is sent, how many bytes."""
     sizes = []
     if ranks is not None:
-        begin = dist.batch_isend_irecv
+        send = dist.batch_isend_irecv
 
         def counted(operations):
-            sizes.extend(one.tensor.numel() * one.tensor.element_size() for one in operations if one.op is dist.isend)
-            return begin(operations)
+            sizes.extend(
+                operation.tensor.numel() * operation.tensor.element_size()
+                for operation in operations
+                if operation.op is dist.isend
+            )
+            return send(operations)
 
         dist.batch_isend_irecv = counted
     return sizes

@@ -25,13 +25,13 @@ PATIENCE = 60  # seconds
 
 def recipe(fc_batch_size=2, **changes):
     """One tower with three convolutions and dropout; rates that differ by kind; norms, pools, tanh."""
-    found = one_tower(mini())
-    few = {"conv1": 4, "conv2": 6, "conv3": 5, "conv4": 6, "conv5": 5, "fc6": 11, "fc7": 9}
-    for name, maps in few.items():
-        found = change_layers(found, name, maps=maps, init_std=0.1)
-    found = change_layers(found, "fc6", "fc7", "fc8", rate=0.25)
-    found = change_layers(found, "fc7", then=("tanh", "dropout"))
-    return dataclasses.replace(found, crop_size=64, batch_size=9, fc_batch_size=fc_batch_size, **changes)
+    base = one_tower(mini())
+    widths = {"conv1": 4, "conv2": 6, "conv3": 5, "conv4": 6, "conv5": 5, "fc6": 11, "fc7": 9}
+    for name, maps in widths.items():
+        base = change_layers(base, name, maps=maps, init_std=0.1)
+    base = change_layers(base, "fc6", "fc7", "fc8", rate=0.25)
+    base = change_layers(base, "fc7", then=("tanh", "dropout"))
+    return dataclasses.replace(base, crop_size=64, batch_size=9, fc_batch_size=fc_batch_size, **changes)
 
 
 def batches(of, counts=COUNTS, dtype=torch.float64):
@@ -56,11 +56,11 @@ class Threads:
 
     def run(self, function):
         """[function(workers) in each thread]"""
-        found = [None] * self.count
+        from_threads = [None] * self.count
 
         def call(number):
             try:
-                found[number] = function(ThreadWorkers(self, number))
+                from_threads[number] = function(ThreadWorkers(self, number))
             except BaseException as error:
                 with self.changed:
                     self.failed = self.failed or error
@@ -74,7 +74,7 @@ class Threads:
         if self.failed:
             raise self.failed
         assert not self.mail  # all that was sent was received
-        return found
+        return from_threads
 
     def put(self, key, value):
         with self.changed:
@@ -113,9 +113,9 @@ class ThreadWorkers(Workers):
         def wait():
             for k in self.others:
                 if incoming[k] is not None and incoming[k].numel():
-                    arrived = self.threads.take((number, k, self.number))
-                    assert (arrived.shape, arrived.dtype) == (incoming[k].shape, incoming[k].dtype)
-                    incoming[k].copy_(arrived)
+                    tensor = self.threads.take((number, k, self.number))
+                    assert (tensor.shape, tensor.dtype) == (incoming[k].shape, incoming[k].dtype)
+                    incoming[k].copy_(tensor)
 
         return wait
 
@@ -132,16 +132,16 @@ def steps(workers, of, counts=COUNTS, frozen=(), dtype=torch.float64):
     network = WorkerAlexNet(of, "cpu", CLASSES, "auto", workers).train().to(dtype)
     optimizer = PaperSGD(network)
     step = WorkerStep(network, optimizer, Pieces(workers.number, workers.count))
-    numbers, ledgers, wires, checked = [], [], [], []
+    numbers, ledgers, wires, losses = [], [], [], []
     for images, labels in batches(of, counts, dtype):
         optimizer.set_rates(rates_of(of, frozen))
-        workers.wire, read = 0, step.pieces.read(len(images))
-        loss, right, *sums = step([images[read]], labels[read], checked.append, len(images))
+        workers.wire, piece = 0, step.pieces.read(len(images))
+        loss, right, *sums = step([images[piece]], labels[piece], losses.append, len(images))
         numbers.append((loss.item(), right.item()))
         ledgers.append([dataclasses.astuple(entry) for entry in step.ledger(len(images))])
         wires.append(workers.wire)
-        of_all = [part for parts in network.layer_parameters().values() for part in parts if part.requires_grad]
-        assert not optimizer.non_finite_in(sums) and sum(map(len, sums)) == len(of_all)
+        parameters = [part for parts in network.layer_parameters().values() for part in parts if part.requires_grad]
+        assert not optimizer.non_finite_in(sums) and sum(map(len, sums)) == len(parameters)
     return {
         "numbers": numbers,
         "weights": network.merged_state(),
@@ -149,7 +149,7 @@ def steps(workers, of, counts=COUNTS, frozen=(), dtype=torch.float64):
         "ledgers": ledgers,
         "wires": wires,
         "step": network.step,
-        "checked": len(checked),
+        "checked": len(losses),
     }
 
 
@@ -166,21 +166,21 @@ def by_hand(of, counts=COUNTS, frozen=()):
         weights[name].data += velocities[name].detach()
 
     for images, labels in batches(of, counts):
-        trained = [name for name in weights if rates[name]]
-        convolved = {name: torch.zeros_like(weights[name]) for name in trained if name.startswith("conv")}
+        names = [name for name in weights if rates[name]]
+        conv_gradients = {name: torch.zeros_like(weights[name]) for name in names if name.startswith("conv")}
         total = correct = 0
         for first in range(0, len(images), of.fc_batch_size):
             part = slice(first, first + of.fc_batch_size)
             logits = network(images[part], first_row=first, begins_step=first == 0)
             loss, share = F.cross_entropy(logits, labels[part]), len(logits) / len(images)
-            gradients = dict(zip(trained, torch.autograd.grad(loss, [weights[name] for name in trained])))
+            gradients = dict(zip(names, torch.autograd.grad(loss, [weights[name] for name in names])))
             total, correct = total + loss.item() * share, correct + (logits.argmax(1) == labels[part]).sum().item()
-            for name in trained:
-                if name in convolved:
-                    convolved[name] += share * gradients[name]
+            for name in names:
+                if name in conv_gradients:
+                    conv_gradients[name] += share * gradients[name]
                 else:
                     update(name, gradients[name])
-        for name, gradient in convolved.items():
+        for name, gradient in conv_gradients.items():
             update(name, gradient)
         numbers.append((total, correct))
     return numbers, weights, velocities

@@ -69,8 +69,8 @@ def test_each_tower_with_its_own_scale():
 
 
 def test_kernels_by_colourfulness_stay_in_their_tower():
-    grey, mixed, colour = ([1, 1, 1], [1, 0.5, 0], [1, -1, 0])
-    colours = np.array([colour, grey, mixed, mixed, colour, grey], np.float32)
+    grey, mixture, colour = ([1, 1, 1], [1, 0.5, 0], [1, -1, 0])
+    colours = np.array([colour, grey, mixture, mixture, colour, grey], np.float32)
     weights = np.ones((6, 3, 5, 5), np.float32) * colours[..., None, None]
     weights[3] *= 0.5  # to be told from tower a's
     cell, title = 5 * SCALE + GAP, 22
@@ -82,33 +82,33 @@ def test_kernels_by_colourfulness_stay_in_their_tower():
             for tower in range(2)
         ]
 
-    of_grey, of_mixed, of_colour, of_half = [255] * 3, [255, 191, 128], [255, 0, 128], [191, 159, 128]
-    assert pixels() == [[of_colour, of_grey, of_mixed], [of_half, of_colour, of_grey]]
-    assert pixels(by_colour=True) == [[of_grey, of_mixed, of_colour], [of_grey, of_half, of_colour]]
+    of_grey, of_mixture, of_colour, of_half = [255] * 3, [255, 191, 128], [255, 0, 128], [191, 159, 128]
+    assert pixels() == [[of_colour, of_grey, of_mixture], [of_half, of_colour, of_grey]]
+    assert pixels(by_colour=True) == [[of_grey, of_mixture, of_colour], [of_grey, of_half, of_colour]]
 
 
 def test_the_words_over_few_kernels_are_whole():
     """One kernel a tower is narrower than its title, whose ink ends before the edge. Above them all is the network."""
     picture = np.asarray(kernel_picture(np.zeros((2, 3, 5, 5), np.float32), towers=2, by_colour=True))
     assert (picture[:, -GAP:] == 255).all() and (picture[:22, -3 * GAP :] < 255).any()
-    wide = kernel_picture(np.zeros((96, 3, 11, 11), np.float32), towers=2)
-    assert wide.size == (16 * (11 * SCALE + GAP) + GAP, 2 * (22 + 3 * (11 * SCALE + GAP) + GAP))
-    named = kernel_picture(np.zeros((96, 3, 11, 11), np.float32), towers=2, name="run-1, step 391")
-    assert named.size == (wide.width, wide.height + TITLE) and named.crop((0, TITLE, *named.size)) == wide
+    grid = kernel_picture(np.zeros((96, 3, 11, 11), np.float32), towers=2)
+    assert grid.size == (16 * (11 * SCALE + GAP) + GAP, 2 * (22 + 3 * (11 * SCALE + GAP) + GAP))
+    sheet = kernel_picture(np.zeros((96, 3, 11, 11), np.float32), towers=2, name="run-1, step 391")
+    assert sheet.size == (grid.width, grid.height + TITLE) and sheet.crop((0, TITLE, *sheet.size)) == grid
 
 
 def test_what_is_written_beside_the_kernels(monkeypatch):
     """Grey kernels in tower a, coloured ones in tower b: their shares, and p of random halves."""
-    written = []
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **_: written.append(text))
+    texts = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **_: texts.append(text))
     weights = np.ones((48, 3, 5, 5), np.float32)
     weights[24:, 1:] = -0.5
     kernel_picture(weights, towers=2, name="run-1, conv1 after step 391")
-    assert written[0].startswith("run-1, conv1 after step 391; ") and written[0].endswith("with p = 0.0001")
-    assert [line.rpartition(" ")[2] for line in written[1:]] == ["0.00", "1.00"]
+    assert texts[0].startswith("run-1, conv1 after step 391; ") and texts[0].endswith("with p = 0.0001")
+    assert [line.rpartition(" ")[2] for line in texts[1:]] == ["0.00", "1.00"]
     weights[0] = np.nan
-    written.clear()
+    texts.clear()
     kernel_picture(weights[:24], towers=1, name="one tower")
     with np.errstate(invalid="ignore"):
         kernel_picture(weights, towers=2, name="not finite")
-    assert written[0] == "one tower" and written[2] == "not finite"
+    assert texts[0] == "one tower" and texts[2] == "not finite"

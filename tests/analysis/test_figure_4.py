@@ -23,12 +23,12 @@ def answered(labels, *rows, places=None):
     return Guesses(np.array(labels), top, np.take_along_axis(probabilities, top, 1), own, places, centre=1)
 
 
-def shown(found):
-    return {heading: chosen for heading, _, chosen in examples(found) if chosen}
+def shown(guesses):
+    return {heading: pictures for heading, _, pictures in examples(guesses) if pictures}
 
 
 def test_best_worst_and_ambiguous_are_found_in_their_order():
-    found = answered(
+    guesses = answered(
         [0, 0, 0, 1, 2, 0],
         [0.9, 0.05, 0.05],
         [0.8, 0.1, 0.1],
@@ -37,12 +37,12 @@ def test_best_worst_and_ambiguous_are_found_in_their_order():
         [0.34, 0.33, 0.33],
         [0.95, 0.03, 0.02],
     )
-    assert shown(found) == {"Best": [5, 0, 1], "Worst": [3, 2, 4]}  # and all are shown once
+    assert shown(guesses) == {"Best": [5, 0, 1], "Worst": [3, 2, 4]}  # and all are shown once
 
 
 def test_each_sort_is_short_and_no_picture_is_shown_twice(monkeypatch):
     monkeypatch.setattr(figure_4, "EACH", 1)
-    found = answered(
+    guesses = answered(
         [0, 0, 0, 1, 2, 0],
         [0.9, 0.05, 0.05],
         [0.48, 0.47, 0.05],
@@ -52,17 +52,17 @@ def test_each_sort_is_short_and_no_picture_is_shown_twice(monkeypatch):
         [0.95, 0.03, 0.02],
     )
     # of picture 3, which is as ambiguous, the worst is told
-    assert shown(found) == {"Best": [5], "Worst": [3], "Ambiguous": [1]}
-    assert figure_4.EACH == 1 and len(examples(found)) == 4
+    assert shown(guesses) == {"Best": [5], "Worst": [3], "Ambiguous": [1]}
+    assert figure_4.EACH == 1 and len(examples(guesses)) == 4
 
 
 def test_off_centre_is_right_and_far_more_probable_in_a_corner(monkeypatch):
     monkeypatch.setattr(figure_4, "EACH", 1)
     places = [[0.9, 0.9], [0.9, 0.5], [0.65, 0.6], [0.2, 0.9], [0.9, 0.1]]
-    found = answered(
+    guesses = answered(
         [0] * 5, [0.9, 0.05, 0.05], [0.7, 0.2, 0.1], [0.6, 0.2, 0.2], [0.6, 0.2, 0.2], [0.3, 0.6, 0.1], places=places
     )
-    assert shown(found)["Off-centre"] == [1]  # 4 is farther apart, and wrong
+    assert shown(guesses)["Off-centre"] == [1]  # 4 is farther apart, and wrong
     assert "Off-centre" not in shown(
         answered([0] * 2, [0.9, 0.05, 0.05], [0.6, 0.2, 0.2], places=[[0.9, 0.9], [0.65, 0.6]])
     )
@@ -70,15 +70,15 @@ def test_off_centre_is_right_and_far_more_probable_in_a_corner(monkeypatch):
 
 
 def test_ambiguous_is_between_two_classes_and_no_more():
-    found = answered([-1] * 4, [0.9, 0.05, 0.05], [0.34, 0.33, 0.33], [0.5, 0.45, 0.05], [0.6, 0.2, 0.2])
-    by_heading = {heading: (why, chosen) for heading, why, chosen in examples(found)}
+    guesses = answered([-1] * 4, [0.9, 0.05, 0.05], [0.34, 0.33, 0.33], [0.5, 0.45, 0.05], [0.6, 0.2, 0.2])
+    by_heading = {heading: (why, pictures) for heading, why, pictures in examples(guesses)}
     assert by_heading["Surest"][1] == [0, 3, 2, 1] and by_heading["Ambiguous"][1] == []
     assert by_heading["Ambiguous"][0].startswith("No picture with two classes of like probability")
 
 
 def test_without_labels_nothing_is_right_or_wrong():
-    found = answered([-1, -1, 0], [0.5, 0.45, 0.05], [0.9, 0.05, 0.05], [0.4, 0.3, 0.3])
-    assert shown(found) == {"Surest": [1, 0, 2]}
+    guesses = answered([-1, -1, 0], [0.5, 0.45, 0.05], [0.9, 0.05, 0.05], [0.4, 0.3, 0.3])
+    assert shown(guesses) == {"Surest": [1, 0, 2]}
 
 
 def test_two_classes():
@@ -89,10 +89,10 @@ def test_probabilities_are_averaged_and_only_what_is_shown_is_kept():
     random = torch.Generator().manual_seed(0)
     each = torch.rand(4, 3, 50, generator=random, dtype=torch.float64).softmax(2)
     labels = torch.tensor([7, -1, 49])
-    kept, top, probabilities, own, places = guesses_of_batch(each, labels, VIEWS)
+    kept_labels, top, probabilities, own, places = guesses_of_batch(each, labels, VIEWS)
     average = each.mean(0)
     torch.testing.assert_close(probabilities, average.topk(5, dim=1)[0], rtol=0, atol=0)
-    assert torch.equal(top[:, 0], average.argmax(1)) and torch.equal(kept, labels)
+    assert torch.equal(top[:, 0], average.argmax(1)) and torch.equal(kept_labels, labels)
     torch.testing.assert_close(
         own, torch.stack([average[0, 7], torch.tensor(torch.nan), average[2, 49]]), equal_nan=True
     )
@@ -121,8 +121,8 @@ def test_no_two_classes_look_the_same():
     """ImageNet has cranes that fly and cranes that lift, and two maillots whose second synonyms alone differ."""
     classes = ["n02012849", "n03126707", "n03710637", "n03710721", "n01440764"]
     names = ["crane", "crane", "maillot", "maillot, tank suit", "tench, Tinca tinca"]
-    shown = told_apart(classes, names)
-    assert shown == [
+    labels = told_apart(classes, names)
+    assert labels == [
         "crane (n02012849)",
         "crane (n03126707)",
         "maillot (n03710637)",
@@ -132,9 +132,9 @@ def test_no_two_classes_look_the_same():
     # Folders whose names are cut to the same letters, for a figure with less room than another.
     folders = [f"{'x' * 30} {number}" for number in (7, 8)] + ["a", "a, b"]
     for length in (22, 26):
-        drawn = [short_name(name, length) for name in told_apart(folders, folders, length)]
+        texts = [short_name(name, length) for name in told_apart(folders, folders, length)]
         assert (
-            len(set(drawn)) == 4 and all(len(name) <= length for name in drawn) and drawn[0].endswith("... (class 1)")
+            len(set(texts)) == 4 and all(len(name) <= length for name in texts) and texts[0].endswith("... (class 1)")
         )
     assert told_apart(["a", "b"], ["a", "b"]) == ["a", "b"]
     accents = ["cafe\u0301", "caf\u00e9", "b"]  # decomposed and composed: drawn, they are the same

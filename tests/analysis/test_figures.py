@@ -26,10 +26,10 @@ def drawn(run, monkeypatch, **options):
     from matplotlib.figure import Figure
 
     with monkeypatch.context() as patch:
-        saved = []
-        patch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+        charts = []
+        patch.setattr(Figure, "savefig", lambda figure, *_, **__: charts.append(figure))
         draw_curves(run, **options)
-    return saved[0].axes
+    return charts[0].axes
 
 
 def test_curves_say_what_a_guess_gives_and_where_a_rate_falls(tmp_path, monkeypatch):
@@ -41,10 +41,10 @@ def test_curves_say_what_a_guess_gives_and_where_a_rate_falls(tmp_path, monkeypa
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     for axes, guess in zip(drawn(tmp_path, monkeypatch, classes=8), (np.log(8), 87.5), strict=True):
         level = {line.get_label(): line.get_ydata() for line in axes.lines}
-        across = {line.get_label(): line.get_xdata() for line in axes.lines}
+        steps = {line.get_label(): line.get_xdata() for line in axes.lines}
         (label,) = [label for label in level if "guess" in label or "alike" in label]
         assert "8" in label and list(level[label]) == pytest.approx([guess] * 2)
-        assert list(across["a learning rate falls"]) == [30.5, 30.5]
+        assert list(steps["a learning rate falls"]) == [30.5, 30.5]
     assert not any("guess" in line.get_label() for line in drawn(tmp_path, monkeypatch)[1].lines)
 
 
@@ -57,6 +57,6 @@ def test_a_running_mean_does_not_lag():
     means = dict(zip(places, means, strict=True))
     assert means[50] < 0.5 < means[51] and means[50] + means[51] == pytest.approx(1)
     assert means[50 - half] == 0 and means[51 + half] == pytest.approx(1)
-    for count, left in ((0, 0), (1, 1), (4, 4), (5, 3)):
+    for count, length in ((0, 0), (1, 1), (4, 4), (5, 3)):
         places, means = figures._running_mean(list(range(count)), [3.0] * count)
-        assert len(places) == len(means) == left and set(means) <= {3.0}
+        assert len(places) == len(means) == length and set(means) <= {3.0}

@@ -54,25 +54,23 @@ def test_mcnemar_counts_the_pictures_that_one_alone_gets_right():
     random = np.random.default_rng(0)
     for n, chance_a, chance_b in ((1, 0.5, 0.5), (16, 0.5, 0.8), (16, 0.9, 0.2), (2000, 0.3, 0.33), (50, 0, 0)):
         right_a, right_b = random.random(n) < chance_a, random.random(n) < chance_b
-        found = mcnemar(right_a, right_b)
+        test = mcnemar(right_a, right_b)
         only_a, only_b = (right_a & ~right_b).sum(), (right_b & ~right_a).sum()
-        assert (found.n, found.only_a, found.only_b) == (n, only_a, only_b)
+        assert (test.n, test.only_a, test.only_b) == (n, only_a, only_b)
         expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
         differences = right_a.astype(int) - right_b
-        assert found.p == pytest.approx(expected) == pytest.approx(sign_flip_of_counts(differences))
-        assert n > 16 or n == 1 or found.p == pytest.approx(sign_flip(differences))
-        assert found.difference == pytest.approx(100 * (right_a.mean() - right_b.mean()))
-        assert (
-            -100 <= found.interval[0] < found.difference + 1e-9 and found.difference - 1e-9 < found.interval[1] <= 100
-        )
+        assert test.p == pytest.approx(expected) == pytest.approx(sign_flip_of_counts(differences))
+        assert n > 16 or n == 1 or test.p == pytest.approx(sign_flip(differences))
+        assert test.difference == pytest.approx(100 * (right_a.mean() - right_b.mean()))
+        assert -100 <= test.interval[0] < test.difference + 1e-9 and test.difference - 1e-9 < test.interval[1] <= 100
     assert mcnemar([1, 1, 1, 1, 0], [0, 0, 0, 0, 1]).p == 0.375  # 2 (1 + 5) / 32
-    covered = 0
+    hits = 0
     for _ in range(400):  # a's and b's right answers depend on each other; the difference is 10 points
         kind = random.choice(4, 60, p=(0.3, 0.3, 0.2, 0.2))  # both, neither, ..., of which a alone 0.2 + 0.1
         kind[random.random(60) < 0.25] = 2
         low, high = mcnemar((kind == 0) | (kind == 2), (kind == 0) | (kind == 3)).interval
-        covered += low <= 100 * (0.75 * 0.2 + 0.25 - 0.75 * 0.2) <= high
-    assert 370 <= covered <= 394
+        hits += low <= 100 * (0.75 * 0.2 + 0.25 - 0.75 * 0.2) <= high
+    assert 370 <= hits <= 394
     with pytest.raises(ValueError, match="no pairs"):
         mcnemar([True], [True, False])
     for _ in range(6):
@@ -164,13 +162,13 @@ def test_chroma_of_grey_and_of_colour():
 def test_a_random_split_is_told_from_a_divided_one():
     random = np.random.default_rng(0)
     kernels = random.normal(size=(24, 3, 5, 5))
-    divided = kernels.copy()
-    divided[:12] = divided[:12].mean(1, keepdims=True)
-    assert random_split_p(divided, 1000) == pytest.approx(1 / 1001)
+    divided_kernels = kernels.copy()
+    divided_kernels[:12] = divided_kernels[:12].mean(1, keepdims=True)
+    assert random_split_p(divided_kernels, 1000) == pytest.approx(1 / 1001)
     assert random_split_p(kernels, 1000) > 0.05
     # Four kernels, two of them grey, as the towers have them: of the six halves, two are as far apart.
-    four = np.concatenate([divided[:2], np.tile(kernels[20:21], (2, 1, 1, 1))])
-    assert random_split_p(four, 3000) == pytest.approx(1 / 3, abs=0.05)
+    four_kernels = np.concatenate([divided_kernels[:2], np.tile(kernels[20:21], (2, 1, 1, 1))])
+    assert random_split_p(four_kernels, 3000) == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_epochs_at_which_rates_fell():
@@ -203,7 +201,7 @@ def test_a_split_of_what_are_no_kernels_of_two_towers_has_no_p():
     for count in (0, 1, 5):
         with pytest.raises(ValueError, match=f"{count} kernels are not those of two towers"):
             random_split_p(np.ones((count, 3, 2, 2)), 10)
-    for wrong in (np.nan, np.inf):
+    for value in (np.nan, np.inf):
         with pytest.raises(ValueError, match="finite"):
-            random_split_p(np.full((4, 3, 2, 2), wrong), 10)
+            random_split_p(np.full((4, 3, 2, 2), value), 10)
     assert random_split_p(np.zeros((4, 3, 2, 2)), 10) == 1.0  # no energy, no difference

@@ -18,10 +18,10 @@ def bars(axes):
     """{colour: heights of its bars}, from left to right."""
     from matplotlib.colors import to_hex
 
-    found = {}
+    heights = {}
     for patch in axes.patches:
-        found.setdefault(to_hex(patch.get_facecolor()), []).append(round(patch.get_height()))
-    return found
+        heights.setdefault(to_hex(patch.get_facecolor()), []).append(round(patch.get_height()))
+    return heights
 
 
 def panels_of(figures):
@@ -34,9 +34,9 @@ def panels_of(figures):
 def test_tower_a_is_above_the_line_and_tower_b_below():
     statistics = measured(colourfulness=[0.0, 0.01, 0.5, 1.0, 1.0, 1.0], frequency=[0.1] * 5 + [0.7])
     panels = panels_of(draw_specialisation(statistics, 2))
-    found = bars(panels["colourfulness"])
-    assert found[TOWER_COLOURS[0]][0] == 2 and sum(found[TOWER_COLOURS[0]]) == 3
-    assert found[TOWER_COLOURS[1]][-1] == -3 and sum(found[TOWER_COLOURS[1]]) == -3
+    heights = bars(panels["colourfulness"])
+    assert heights[TOWER_COLOURS[0]][0] == 2 and sum(heights[TOWER_COLOURS[0]]) == 3
+    assert heights[TOWER_COLOURS[1]][-1] == -3 and sum(heights[TOWER_COLOURS[1]]) == -3
     # nothing beyond
     assert sum(bars(panels["frequency"])[TOWER_COLOURS[1]]) == -3 and panels["frequency"].get_xlim()[1] == 0.7
     assert panels["colourfulness"].yaxis.get_major_formatter()(-3, None) == "3"  # a count, whichever side
@@ -79,5 +79,7 @@ def test_any_number_of_kernels_can_be_drawn_on_white(maps, towers, tmp_path):
         assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
         assert "Software" not in picture.info
     if maps == 2:
-        again = write_figure(draw_specialisation(statistics, towers, differences)["each"], tmp_path / "two.png", dpi=40)
-        assert first.read_bytes() == again.read_bytes()
+        second = write_figure(
+            draw_specialisation(statistics, towers, differences)["each"], tmp_path / "two.png", dpi=40
+        )
+        assert first.read_bytes() == second.read_bytes()

@@ -22,22 +22,22 @@ NUMBERS = np.arange(9)
 
 def small(change=lambda recipe: recipe, devices=("cpu", "cpu"), classes=5, settings=()):
     recipe = override(change(mini()), [*SMALL, *settings])
-    made = TwoTowerAlexNet(recipe, devices[: recipe.towers], classes, "reference").eval()
+    network = TwoTowerAlexNet(recipe, devices[: recipe.towers], classes, "reference").eval()
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=random) * 2 / parameter[0].numel() ** 0.5)
-    return made
+    return network
 
 
-def seen(made, monkeypatch):
+def seen(network, monkeypatch):
     """(split, statistics, what the towers see) of nine pictures, which go through in batches of five."""
     random = np.random.default_rng(1)
     coarse = random.integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
-    split = Pictures(coarse.repeat(10, 1).repeat(10, 2), NUMBERS % made.classes)
+    split = Pictures(coarse.repeat(10, 1).repeat(10, 2), NUMBERS % network.classes)
     statistics = Statistics(np.full((40, 40, 3), 100.0), np.zeros(3), np.eye(3))
     monkeypatch.setattr(silencing, "AT_ONCE", 5)
-    return split, statistics, silencing.seen_by(made, statistics, split.pictures)
+    return split, statistics, silencing.seen_by(network, statistics, split.pictures)
 
 
 @every(
@@ -47,14 +47,14 @@ def seen(made, monkeypatch):
 )
 def test_every_lesion_is_what_a_forward_pass_gives(made, monkeypatch):
     split, statistics, images = seen(made, monkeypatch)
-    found = lesions(made, statistics, split, NUMBERS, draws=1)
+    effects = lesions(made, statistics, split, NUMBERS, draws=1)
     places = [layer.name for layer in made.recipe.layers if layer.reads == "both"]
     edges = {ALL: places} if len(places) > 1 else {}
     edges |= {place: [place] for place in places}
-    assert [(one.place, one.what) for one in found.towers] == [
+    assert [(one.place, one.what) for one in effects.towers] == [
         (edge, f"tower {name}") for edge in edges for name in "ab"
     ]
-    assert [(one.place, one.what) for one in found.links] == [
+    assert [(one.place, one.what) for one in effects.links] == [
         (place, way) for place in places[:-1] for way in ("a->b", "b->a")
     ]
     monkeypatch.setattr(made.exchange, "chosen_overlap", False)
@@ -68,9 +68,9 @@ def test_every_lesion_is_what_a_forward_pass_gives(made, monkeypatch):
             return [
                 [
                     mean[source].expand_as(part).to(part.device) if off(edge, source, reader) else part
-                    for source, part in enumerate(read)
+                    for source, part in enumerate(parts)
                 ]
-                for reader, read in enumerate(gather(edge, outputs, readers))
+                for reader, parts in enumerate(gather(edge, outputs, readers))
             ]
 
         with monkeypatch.context() as patch, torch.inference_mode():
@@ -78,24 +78,28 @@ def test_every_lesion_is_what_a_forward_pass_gives(made, monkeypatch):
             logs = made(*images).double().log_softmax(1).numpy()
         return 100 * (logs.argmax(1) != split.labels).mean(), -logs[NUMBERS, split.labels].mean()
 
-    intact = judged(lambda *way: False)
+    intact_scores = judged(lambda *way: False)
 
     def assert_same(one, off):
         error, loss = judged(off)
-        assert one.error == pytest.approx(error) and one.loss == pytest.approx(loss - intact[1], abs=1e-5 * intact[1])
+        assert one.error == pytest.approx(error) and one.loss == pytest.approx(
+            loss - intact_scores[1], abs=1e-5 * intact_scores[1]
+        )
 
-    assert found.n == 9 and found.error == pytest.approx(intact[0])
-    for one in found.towers:
+    assert effects.n == 9 and effects.error == pytest.approx(intact_scores[0])
+    for one in effects.towers:
         assert_same(one, lambda edge, source, _: edge in edges[one.place] and one.what[-1] == "ab"[source])
-    for one in found.links:
+    for one in effects.links:
         assert_same(
             one, lambda edge, source, reader: (edge, f"{'ab'[source]}->{'ab'[reader]}") == (one.place, one.what)
         )
-    every_one = [*found.towers, *found.links]
-    assert [one.change.difference for one in every_one] == pytest.approx([one.error - found.error for one in every_one])
+    every_one = [*effects.towers, *effects.links]
+    assert [one.change.difference for one in every_one] == pytest.approx(
+        [one.error - effects.error for one in every_one]
+    )
     assert all(len(one.controls) == 1 for one in every_one) and len({one.loss for one in every_one}) > 1
-    of_place = {one.place: one.error for one in found.towers if one.what == "tower a"}
-    for contrast, b in zip(found.contrasts, found.towers[1::2], strict=True):
+    of_place = {one.place: one.error for one in effects.towers if one.what == "tower a"}
+    for contrast, b in zip(effects.contrasts, effects.towers[1::2], strict=True):
         assert contrast.change.difference == pytest.approx(of_place[contrast.place] - b.error)
 
 
@@ -104,28 +108,28 @@ def test_every_lesion_is_what_a_forward_pass_gives(made, monkeypatch):
 )
 def test_a_removed_kernel_is_a_map_at_its_mean(made, monkeypatch):
     split, statistics, images = seen(made, monkeypatch)
-    found = kernel_lesions(made, statistics, split, NUMBERS)
+    effects = kernel_lesions(made, statistics, split, NUMBERS)
     towers = made.recipe.towers
-    assert len(found.kernels) == 4 * towers and (found.p is None) == (towers == 1)
+    assert len(effects.kernels) == 4 * towers and (effects.p is None) == (towers == 1)
     compute = made.compute
-    for number, kernel in enumerate(found.kernels):
-        tower, removed = divmod(number, 4)
-        assert kernel.what == f"kernel {removed + 1} of tower {'ab'[tower]}"
+    for number, kernel in enumerate(effects.kernels):
+        tower, index = divmod(number, 4)
+        assert kernel.what == f"kernel {index + 1} of tower {'ab'[tower]}"
 
         def without(layer, parts):
             outputs = compute(layer, parts)
             if layer.name == "conv1":
                 outputs[tower] = outputs[tower].clone()
-                outputs[tower][:, removed] = outputs[tower][:, removed].double().mean(0).float()
+                outputs[tower][:, index] = outputs[tower][:, index].double().mean(0).float()
             return outputs
 
         with monkeypatch.context() as patch, torch.inference_mode():
             patch.setattr(made, "compute", without)
             logs = made(*images).double().log_softmax(1)
-        rises = -logs[NUMBERS, split.labels].mean().item()
+        loss = -logs[NUMBERS, split.labels].mean().item()
         with torch.inference_mode():
-            intact = -made(*images).double().log_softmax(1)[NUMBERS, split.labels].mean().item()
-        assert kernel.loss == pytest.approx(rises - intact, abs=1e-5 * intact) and kernel.place == "conv2"
-    losses = [found.kernels[number].loss for number in found.most_harmful_first]
+            intact_loss = -made(*images).double().log_softmax(1)[NUMBERS, split.labels].mean().item()
+        assert kernel.loss == pytest.approx(loss - intact_loss, abs=1e-5 * intact_loss) and kernel.place == "conv2"
+    losses = [effects.kernels[number].loss for number in effects.most_harmful_first]
     assert losses == sorted(losses, reverse=True) and losses[0] != losses[-1]
     assert bool(lesions(made, statistics, split, NUMBERS, draws=1).towers) == (towers == 2)

@@ -28,28 +28,28 @@ def made(*settings, overlap=None):
 @every("settings", [(), ("lrn_crosses=true",), ("towers=1",)], ids=["two towers", "across the border", "one tower"])
 def test_nothing_silenced_is_the_network_and_a_mean_of_one_picture_is_that_picture(settings):
     network, images = made(*settings)
-    towers, some = network.recipe.towers, images(5)
-    found = layer_outputs(network, [some] * towers)
+    towers, pictures = network.recipe.towers, images(5)
+    activations = layer_outputs(network, [pictures] * towers)
     with torch.inference_mode():
-        logits = network(*[some] * towers)
-        merged, by_hand = some, {}
+        logits = network(*[pictures] * towers)
+        output, by_hand = pictures, {}
         for name, module in network.merge().named_children():
-            by_hand[name] = merged = module(merged)
-    assert torch.equal(found["fc8"][0], logits)
-    for name, outputs in found.items():
+            by_hand[name] = output = module(output)
+    assert torch.equal(activations["fc8"][0], logits)
+    for name, outputs in activations.items():
         torch.testing.assert_close(torch.cat(list(outputs), 1), by_hand[name])
-    means = mean_outputs(network, [[some[:2]] * towers, [some[2:]] * towers])
+    means = mean_outputs(network, [[pictures[:2]] * towers, [pictures[2:]] * towers])
     for name, outputs in means.items():
         torch.testing.assert_close(torch.cat(list(outputs), 1), by_hand[name].mean(0, keepdim=True))
     with pytest.raises(ValueError, match="no pictures"):
         mean_outputs(network, [])
-    one = [some[:1]] * towers
-    shown = through(network, one, mean_outputs(network, [one]))
-    assert [state.name for state in shown.states] == [
+    one = [pictures[:1]] * towers
+    passage = through(network, one, mean_outputs(network, [one]))
+    assert [state.name for state in passage.states] == [
         "the whole network",
         *(["tower a off", "tower b off", "links cut"] if towers == 2 else []),
     ]
-    for state in shown.states:
+    for state in passage.states:
         np.testing.assert_allclose(state.probabilities, logits[0].softmax(0).numpy(), rtol=1e-9)
         assert all(not side.change or side.change < 1e-12 for layer in state.layers for side in layer.sides)
     assert len(through(network, one, None).states) == 1
@@ -62,21 +62,21 @@ def test_what_is_off_or_cut_says_nothing(overlap):
     means = mean_outputs(network, [[images(7)] * 2])
     (a, other_a), (b, other_b) = images(2).split(1), images(2).split(1)
 
-    def answer(one, other, **silenced):
-        return layer_outputs(network, [one, other], means, **silenced)["fc8"][0]
+    def answer(one, other, **options):
+        return layer_outputs(network, [one, other], means, **options)["fc8"][0]
 
     assert links(network.recipe) == ["conv2", "fc6"]
-    for off, changed in ((1, (a, other_b)), (0, (other_a, b))):
-        assert torch.equal(answer(a, b, off=(off,)), answer(*changed, off=(off,)))
-        kept = (other_a, b) if off else (a, other_b)
-        assert not torch.allclose(answer(a, b, off=(off,)), answer(*kept, off=(off,)))
+    for off, pictures in ((1, (a, other_b)), (0, (other_a, b))):
+        assert torch.equal(answer(a, b, off=(off,)), answer(*pictures, off=(off,)))
+        others = (other_a, b) if off else (a, other_b)
+        assert not torch.allclose(answer(a, b, off=(off,)), answer(*others, off=(off,)))
     torch.testing.assert_close(answer(a, b, off=(1,)), answer(a, b, cut=("conv2", "fc6", "fc8")))
     cut = {"cut": links(network.recipe)}
-    both = answer(a, b, **cut) + answer(other_a, other_b, **cut)
-    torch.testing.assert_close(both, answer(a, other_b, **cut) + answer(other_a, b, **cut))
+    cut_sum = answer(a, b, **cut) + answer(other_a, other_b, **cut)
+    torch.testing.assert_close(cut_sum, answer(a, other_b, **cut) + answer(other_a, b, **cut))
     assert not torch.allclose(answer(a, b, **cut), answer(a, other_b, **cut))
-    whole = answer(a, b) + answer(other_a, other_b)
-    assert not torch.allclose(whole, answer(a, other_b) + answer(other_a, b))
+    whole_sum = answer(a, b) + answer(other_a, other_b)
+    assert not torch.allclose(whole_sum, answer(a, other_b) + answer(other_a, b))
     outputs = layer_outputs(network, [a, b], means, off=(1,))
     assert torch.equal(outputs["conv1"][1], means["conv1"][1]) and torch.equal(outputs["fc6"][1], means["fc6"][1])
 
@@ -92,11 +92,14 @@ def test_what_is_shown_and_what_crosses():
     assert relative_change(torch.ones(2), torch.zeros(2)) == np.inf and relative_change(*[torch.zeros(2)] * 2) == 0
     network, images = made()
     outputs = layer_outputs(network, [images(1)] * 2)
-    found = {(link.layer, link.direction): link for link in crossing(network, outputs)}
-    assert list(found) == [("conv2", "b->a"), ("conv2", "a->b"), ("fc6", "b->a"), ("fc6", "a->b"), ("fc8", "b->a")]
+    exchanges = {(link.layer, link.direction): link for link in crossing(network, outputs)}
+    assert list(exchanges) == [("conv2", "b->a"), ("conv2", "a->b"), ("fc6", "b->a"), ("fc6", "a->b"), ("fc8", "b->a")]
     a, b = (each.flatten(1) for each in outputs["conv2"])
-    assert found["fc6", "a->b"].bytes == 4 * a.numel() and found["fc6", "a->b"].shape == outputs["conv2"][0].shape[1:]
-    assert found["fc6", "a->b"].zeros == (a == 0).double().mean()
+    assert (
+        exchanges["fc6", "a->b"].bytes == 4 * a.numel()
+        and exchanges["fc6", "a->b"].shape == outputs["conv2"][0].shape[1:]
+    )
+    assert exchanges["fc6", "a->b"].zeros == (a == 0).double().mean()
     for (layer, direction), own, other in (
         (
             ("fc6", "a->b"),
@@ -109,6 +112,6 @@ def test_what_is_shown_and_what_crosses():
             b @ network.towers[0].fc6.weight[:, a.shape[1] :].T,
         ),
     ):
-        link = found[layer, direction]
+        link = exchanges[layer, direction]
         assert link.own == pytest.approx(own.square().mean().sqrt().item())
         assert link.other == pytest.approx(other.square().mean().sqrt().item())

@@ -42,20 +42,20 @@ from alexnet_mp.system.errors import UserError
 
 def test_cliffs_delta_against_counting_and_scipy():
     values = np.array([0.1, 0.5, 0.5, 0.9, 0.5, 0.2, 0.7])
-    for chosen in ([0, 1, 2], [3, 4, 6, 2], [5]):
-        others = np.delete(values, chosen)
-        counted = np.mean([np.sign(x - y) for x, y in itertools.product(values[chosen], others)])
-        assert cliffs_delta(values, np.array([chosen])) == pytest.approx([counted])
-        u = stats.mannwhitneyu(values[chosen], others).statistic
-        assert counted == pytest.approx(2 * u / (len(chosen) * len(others)) - 1)
+    for members in ([0, 1, 2], [3, 4, 6, 2], [5]):
+        others = np.delete(values, members)
+        delta = np.mean([np.sign(x - y) for x, y in itertools.product(values[members], others)])
+        assert cliffs_delta(values, np.array([members])) == pytest.approx([delta])
+        u = stats.mannwhitneyu(values[members], others).statistic
+        assert delta == pytest.approx(2 * u / (len(members) * len(others)) - 1)
 
 
 def test_cliffs_delta_p_against_scipy():
     random = np.random.default_rng(0)
     values = np.concatenate([random.normal(size=12), random.normal(0.7, size=12)])
-    found = tower_differences(measured(frequency=values))["frequency"]
-    assert found.p == pytest.approx(stats.mannwhitneyu(values[:12], values[12:], method="exact").pvalue, abs=0.01)
-    assert found.effect < 0 and found.effect_size == "Cliff's delta" and found.n == (12, 12)
+    difference = tower_differences(measured(frequency=values))["frequency"]
+    assert difference.p == pytest.approx(stats.mannwhitneyu(values[:12], values[12:], method="exact").pvalue, abs=0.01)
+    assert difference.effect < 0 and difference.effect_size == "Cliff's delta" and difference.n == (12, 12)
 
 
 def kuiper_by_hand(a, b):
@@ -93,18 +93,20 @@ def test_watsons_u2_by_hand():
     assert watsons_u2(np.array([1.0, 2, 3, 4]), np.array([[0, 1], [0, 2]])) == pytest.approx(
         [(1.5 - 1) / 4, (0.5 - 0.25) / 4]
     )
-    tied = np.array([1.0, 1, 2, 2])  # ahead at 1 by 1/2 - 1/2 or by 1, twice each
-    assert watsons_u2(tied, np.array([[0, 2], [0, 1]])) == pytest.approx([0, (2 - 1) / 4])
+    ties = np.array([1.0, 1, 2, 2])  # ahead at 1 by 1/2 - 1/2 or by 1, twice each
+    assert watsons_u2(ties, np.array([[0, 2], [0, 1]])) == pytest.approx([0, (2 - 1) / 4])
 
 
 def test_orientations_that_differ_and_those_that_lie_on_both_sides_of_0():
-    alike = tower_differences(measured(orientation=[179, 178, 1, 2, 3, 177, 0.5, 179.5, 1.5, 178.5, 2.5, 177.5]))[
+    one_direction = tower_differences(
+        measured(orientation=[179, 178, 1, 2, 3, 177, 0.5, 179.5, 1.5, 178.5, 2.5, 177.5])
+    )["orientation"]
+    assert one_direction.p > 0.3 and one_direction.effect <= 0.5
+    two_directions = tower_differences(measured(orientation=[179, 178, 1, 2, 3, 177, 90, 91, 89, 88, 92, 93]))[
         "orientation"
     ]
-    assert alike.p > 0.3 and alike.effect <= 0.5
-    differ = tower_differences(measured(orientation=[179, 178, 1, 2, 3, 177, 90, 91, 89, 88, 92, 93]))["orientation"]
-    assert differ.effect == pytest.approx(1) and differ.p < 0.02 and differ.by_chance < 0.7
-    assert differ.effect_size == "Kuiper's V" and differ.n == (6, 6)
+    assert two_directions.effect == pytest.approx(1) and two_directions.p < 0.02 and two_directions.by_chance < 0.7
+    assert two_directions.effect_size == "Kuiper's V" and two_directions.n == (6, 6)
     # the same mean, if any
     spread = np.concatenate([np.linspace(80, 100, 16), np.linspace(0, 180, 16, endpoint=False)])
     assert tower_differences(measured(orientation=spread))["orientation"].p < 0.01
@@ -119,14 +121,14 @@ def test_holm_by_hand():
 
 
 def test_towers_that_part_and_towers_that_do_not():
-    parted = tower_differences(kernel_statistics(made(0, GREY, RED_GREEN)))
-    assert list(parted) == list(MEASURES)
-    assert parted["colourfulness"].effect == -1 and parted["colourfulness"].p == pytest.approx(1 / 10_001)
-    assert parted["colourfulness"].holm_p == pytest.approx(5 / 10_001)
+    differences = tower_differences(kernel_statistics(made(0, GREY, RED_GREEN)))
+    assert list(differences) == list(MEASURES)
+    assert differences["colourfulness"].effect == -1 and differences["colourfulness"].p == pytest.approx(1 / 10_001)
+    assert differences["colourfulness"].holm_p == pytest.approx(5 / 10_001)
     for measure in ("frequency", "orientation", "phase"):
-        assert parted[measure].holm_p > 0.05
-    alike = tower_differences(kernel_statistics(made(1, GREY, GREY)))
-    assert min(of_one.holm_p for of_one in alike.values()) > 0.05
+        assert differences[measure].holm_p > 0.05
+    control = tower_differences(kernel_statistics(made(1, GREY, GREY)))
+    assert min(of_one.holm_p for of_one in control.values()) > 0.05
 
 
 def test_orientations_are_those_of_tuned_kernels_alone():
@@ -134,8 +136,8 @@ def test_orientations_are_those_of_tuned_kernels_alone():
     statistics = measured(
         selectivity=selectivity, frequency=[0.1] * 4 + [0, 0.1, 0.1, 0.1], orientation=[0, 1, 90, 90, 0, 1, 0.5, 90]
     )
-    found = tower_differences(statistics)
-    assert found["orientation"].n == found["phase"].n == (2, 2) and found["frequency"].n == (4, 4)
+    differences = tower_differences(statistics)
+    assert differences["orientation"].n == differences["phase"].n == (2, 2) and differences["frequency"].n == (4, 4)
     nothing = tower_differences(measured(selectivity=[0.9, 0.9, 0.1, 0.1]))
     assert (
         nothing["phase"].effect is nothing["phase"].p is nothing["phase"].holm_p is nothing["phase"].by_chance is None
@@ -146,9 +148,9 @@ def test_orientations_are_those_of_tuned_kernels_alone():
 
 def test_differences_are_the_same_each_time_and_p_depends_on_no_exchange_of_the_towers():
     kernels = made(2, GREY, (1, 0.5, 0))
-    statistics, exchanged = kernel_statistics(kernels), kernel_statistics(np.roll(kernels, 12, axis=0))
+    statistics, mirror = kernel_statistics(kernels), kernel_statistics(np.roll(kernels, 12, axis=0))
     assert tower_differences(statistics) == tower_differences(statistics)
-    for one, other in zip(tower_differences(statistics).values(), tower_differences(exchanged).values()):
+    for one, other in zip(tower_differences(statistics).values(), tower_differences(mirror).values()):
         assert abs(one.effect) == pytest.approx(abs(other.effect)) and one.p == pytest.approx(other.p, abs=0.03)
 
 
@@ -160,38 +162,40 @@ def test_an_odd_number_of_kernels():
 
 def test_runs_that_part_are_counted_up_to_exchanging_the_towers():
     runs = {"one": made(0, GREY, RED_GREEN), "two": made(1, RED_GREEN, GREY), "three": made(2, GREY, GREY)}
-    found = appearance(runs)
-    assert (found.n, found.count, found.colour_in_b) == (3, 2, 1)
-    assert [half.run for half in found.halves] == list(runs)
-    assert [half.specialised for half in found.halves] == [True, True, False]
+    tally = appearance(runs)
+    assert (tally.n, tally.count, tally.colour_in_b) == (3, 2, 1)
+    assert [half.run for half in tally.halves] == list(runs)
+    assert [half.specialised for half in tally.halves] == [True, True, False]
     assert (
-        found.halves[0].chroma == pytest.approx((0, 1), abs=0.02)
-        and found.halves[0].p <= DIVISION_LEVEL < found.halves[2].p
+        tally.halves[0].chroma == pytest.approx((0, 1), abs=0.02)
+        and tally.halves[0].p <= DIVISION_LEVEL < tally.halves[2].p
     )
-    assert found.interval == wilson(2, 3)
+    assert tally.interval == wilson(2, 3)
 
 
 def test_random_halves_meet_the_criterion_as_often_as_its_level_says():
     """Of networks with grey and coloured kernels; 2,000 splits. Also an odd number of maps."""
     runs = {"one": made(0, GREY, RED_GREEN), "two": made(1, GREY, (1, 0, 0))[:-1]}
-    found = appearance_by_chance(runs, splits=1000)
+    tally = appearance_by_chance(runs, splits=1000)
     assert (
-        found.n == 2000
-        and 0.002 < found.count / found.n < 0.02
-        and found.interval[0] < DIVISION_LEVEL < found.interval[1]
+        tally.n == 2000
+        and 0.002 < tally.count / tally.n < 0.02
+        and tally.interval[0] < DIVISION_LEVEL < tally.interval[1]
     )
-    ps = np.array([half.p for half in found.halves])
+    ps = np.array([half.p for half in tally.halves])
     assert abs((ps <= 0.5).mean() - 0.5) < 0.06
-    assert [half.run for half in found.halves[::1000]] == ["one", "two"]
-    assert found == appearance_by_chance(runs, splits=1000)
+    assert [half.run for half in tally.halves[::1000]] == ["one", "two"]
+    assert tally == appearance_by_chance(runs, splits=1000)
 
 
 def test_a_split_of_one_kernel():
     with pytest.raises(ValueError, match="few: 1 kernels"):
         appearance_by_chance({"few": np.ones((1, 3, 5, 5))})
     assert appearance_by_chance({"two": np.ones((2, 3, 5, 5))}, splits=10).count == 0
-    parted = made(0, GREY, RED_GREEN, count=2)  # of its three splits one is apart, which a third of the others are, too
-    ties = appearance_by_chance({"four": parted}, splits=100, draws=3000)
+    kernels = made(
+        0, GREY, RED_GREEN, count=2
+    )  # of its three splits one is apart, which a third of the others are, too
+    ties = appearance_by_chance({"four": kernels}, splits=100, draws=3000)
     assert max(half.p for half in ties.halves) == 1 and min(half.p for half in ties.halves) == pytest.approx(
         1 / 3, abs=0.05
     )
@@ -217,10 +221,10 @@ def test_wilson_is_what_it_was():
 
 
 def test_the_first_layer_of_a_run(tmp_path):
-    saved = tiny()
-    put(tmp_path, saved)
+    checkpoint = tiny()
+    put(tmp_path, checkpoint)
     kernels, towers = first_layer(tmp_path)
-    assert (kernels == saved.weights["conv1.weight"].numpy()).all() and towers == 2
+    assert (kernels == checkpoint.weights["conv1.weight"].numpy()).all() and towers == 2
     assert len(tower_differences(kernel_statistics(kernels), draws=100)) == 5
     with pytest.raises(UserError):
         first_layer(tmp_path / "elsewhere")
@@ -228,13 +232,13 @@ def test_the_first_layer_of_a_run(tmp_path):
 
 def test_a_first_layer_without_kernels(tmp_path):
     """A fully connected one sees the image as a whole."""
-    saved = tiny()
-    _, fc2, fc8 = saved.state.recipe.layers
-    recipe = dataclasses.replace(saved.state.recipe, layers=(dataclasses.replace(fc2, reads="image"), fc8))
+    checkpoint = tiny()
+    _, fc2, fc8 = checkpoint.state.recipe.layers
+    recipe = dataclasses.replace(checkpoint.state.recipe, layers=(dataclasses.replace(fc2, reads="image"), fc8))
     weights = {name: torch.zeros(shape) for name, shape in shapes.merged_shapes(recipe, 3).items()}
-    scheduled = dataclasses.replace(saved.state.scheduled, learning_rates=dict.fromkeys(weights, 0.01))
-    state = dataclasses.replace(saved.state, recipe=recipe, scheduled=scheduled)
-    put(tmp_path, dataclasses.replace(saved, weights=weights, velocity=weights, state=state))
+    scheduled = dataclasses.replace(checkpoint.state.scheduled, learning_rates=dict.fromkeys(weights, 0.01))
+    state = dataclasses.replace(checkpoint.state, recipe=recipe, scheduled=scheduled)
+    put(tmp_path, dataclasses.replace(checkpoint, weights=weights, velocity=weights, state=state))
     with pytest.raises(UserError, match="no kernels of colour images"):
         first_layer(tmp_path)
 
@@ -244,14 +248,14 @@ def test_a_first_layer_without_kernels(tmp_path):
 
 def test_energy_distances_by_hand():
     random = np.random.default_rng(0)
-    points, chosen = random.normal(size=(7, 3)), np.array([[0, 1, 2], [6, 3, 1]])
+    points, deals = random.normal(size=(7, 3)), np.array([[0, 1, 2], [6, 3, 1]])
 
     def mean_apart(a, b):
         return np.mean([np.linalg.norm(x - y) for x in a for y in b])
 
-    for deal, found in zip(chosen, energy_distances(points, chosen), strict=True):
+    for deal, distance in zip(deals, energy_distances(points, deals), strict=True):
         a, b = points[deal], np.delete(points, deal, 0)
-        assert found == pytest.approx(2 * mean_apart(a, b) - mean_apart(a, a) - mean_apart(b, b))
+        assert distance == pytest.approx(2 * mean_apart(a, b) - mean_apart(a, a) - mean_apart(b, b))
     line = np.array([0.0, 1, 4, 6])  # on a line it is twice Cramer's distance, the integral of (F - G)^2
     steps = np.diff(line) * np.array([1 / 2, 1, 1 / 2]) ** 2  # F - G of {0, 1} and {4, 6}
     assert energy_distances(line[:, None], np.array([[0, 1]])) == pytest.approx([2 * steps.sum()])
@@ -259,22 +263,22 @@ def test_energy_distances_by_hand():
 
 @pytest.mark.run
 def test_towers_that_differ_in_one_feature_are_divided():
-    grey_and_red, alike = made(1, GREY, RED_GREEN), made(1, GREY, GREY)
-    found = division(grey_and_red)
-    assert found.divided and found.p < 0.001 and found.learned == (12, 12)
-    assert found.differences["colourfulness"].holm_p < 0.001 < 0.05 < found.differences["frequency"].p
-    assert not division(alike).divided and division(alike).distance < found.distance
-    as_strong = tuple(np.array(BLUE_YELLOW) / math.sqrt(3))  # else the noise makes it more colourful
+    grey_and_red, all_grey = made(1, GREY, RED_GREEN), made(1, GREY, GREY)
+    verdict = division(grey_and_red)
+    assert verdict.divided and verdict.p < 0.001 and verdict.learned == (12, 12)
+    assert verdict.differences["colourfulness"].holm_p < 0.001 < 0.05 < verdict.differences["frequency"].p
+    assert not division(all_grey).divided and division(all_grey).distance < verdict.distance
+    blue_yellow = tuple(np.array(BLUE_YELLOW) / math.sqrt(3))  # else the noise makes it more colourful
     for towers in (
-        made(1, RED_GREEN, as_strong),  # equally colourful, but not the same colours
+        made(1, RED_GREEN, blue_yellow),  # equally colourful, but not the same colours
         np.concatenate([made(1, GREY, orientations=(80, 100)), made(2, GREY, orientations=(-10, 10))]),
     ):
         of_one_kind = division(towers)
         assert of_one_kind.divided and of_one_kind.p < min(
             of_one_kind.differences[measure].p for measure in ("colourfulness", "selectivity", "frequency")
         )
-    swapped = division(np.concatenate([grey_and_red[12:], grey_and_red[:12]]))
-    assert swapped.distance == pytest.approx(found.distance) and swapped.divided  # towers have no order
+    mirror = division(np.concatenate([grey_and_red[12:], grey_and_red[:12]]))
+    assert mirror.distance == pytest.approx(verdict.distance) and mirror.divided  # towers have no order
 
 
 @pytest.mark.run
@@ -285,8 +289,8 @@ def test_towers_without_a_division_meet_the_level_as_often_as_it_says():
         p.append(division(kernels[random.permutation(40)], draws=500).p)
     assert 20 <= sum(value <= 0.25 for value in p) <= 80  # 50 expected; six standard deviations are 37
     assert sum(value <= DIVISION_LEVEL for value in p) <= 10
-    met, splits = division_by_chance(kernels, splits=300, draws=2000)
-    assert splits == 300 and met <= 15  # 3 expected
+    hits, splits = division_by_chance(kernels, splits=300, draws=2000)
+    assert splits == 300 and hits <= 15  # 3 expected
 
 
 def test_kernels_that_are_noise_take_no_part():
@@ -294,11 +298,11 @@ def test_kernels_that_are_noise_take_no_part():
     kernels = made(1, GREY, RED_GREEN)
     noise = random.normal(0, 0.01, size=(24, *kernels.shape[1:]))
     with_noise = np.concatenate([kernels[:12], noise[:12], kernels[12:], noise[12:]])
-    found, without = division(with_noise), division(kernels)
-    assert 12 <= found.learned[0] <= 14 and 12 <= found.learned[1] <= 14  # one in a hundred of noise isn't told
-    assert found.divided and found.p == pytest.approx(without.p, abs=0.002)
-    for few in (noise, np.concatenate([kernels[:12], noise[:12]]), np.zeros((10, 3, 5, 5))):
-        assert division(few).p is None and not division(few).divided and division(few).differences == {}
+    verdict, baseline = division(with_noise), division(kernels)
+    assert 12 <= verdict.learned[0] <= 14 and 12 <= verdict.learned[1] <= 14  # one in a hundred of noise isn't told
+    assert verdict.divided and verdict.p == pytest.approx(baseline.p, abs=0.002)
+    for sample in (noise, np.concatenate([kernels[:12], noise[:12]]), np.zeros((10, 3, 5, 5))):
+        assert division(sample).p is None and not division(sample).divided and division(sample).differences == {}
     assert division_by_chance(noise[:9]) is None
 
 
@@ -312,23 +316,25 @@ def test_division_of_what_is_no_pair_of_towers():
 
 @pytest.mark.run
 def test_towers_of_a_network_are_compared_with_towers_of_others():
-    divided = [made(seed, GREY, RED_GREEN) if seed % 2 else made(seed, RED_GREEN, GREY) for seed in range(4)]
-    mean, p = matching(divided)
+    networks = [made(seed, GREY, RED_GREEN) if seed % 2 else made(seed, RED_GREEN, GREY) for seed in range(4)]
+    mean, p = matching(networks)
     # Grey with red and green, whichever: 4! of the 105 pairings part them as far, but for noise; none by much more.
     assert mean > 1 and 1 / 105 <= p <= 24 / 105
-    alone = [np.concatenate([made(seed, GREY), made(10 + seed, RED_GREEN if seed else GREY)]) for seed in range(4)]
-    assert matching(alone)[0] < mean
+    three_of_four = [
+        np.concatenate([made(seed, GREY), made(10 + seed, RED_GREEN if seed else GREY)]) for seed in range(4)
+    ]
+    assert matching(three_of_four)[0] < mean
     halves = [made(seed, *[GREY, RED_GREEN] * 6, count=1)[[*range(0, 12, 2), *range(1, 12, 2)]] for seed in range(3)]
     assert matching(halves)[1] <= 6 / 15
-    mixed = [[made(4 * group + seed, *[GREY, RED_GREEN] * 12, count=1) for seed in range(4)] for group in range(40)]
-    p = np.array([matching(runs)[1] for runs in mixed])  # both towers hold both kinds: nothing parts them
+    mixtures = [[made(4 * group + seed, *[GREY, RED_GREEN] * 12, count=1) for seed in range(4)] for group in range(40)]
+    p = np.array([matching(runs)[1] for runs in mixtures])  # both towers hold both kinds: nothing parts them
     assert 3 <= (p <= 0.25).sum() <= 19 and (p <= 0.01).sum() <= 3  # 10 and 0.4 expected
-    assert matching(divided[:1]) == (None, None) and matching([np.zeros((12, 3, 5, 5))] * 3) == (None, None)
+    assert matching(networks[:1]) == (None, None) and matching([np.zeros((12, 3, 5, 5))] * 3) == (None, None)
 
 
 def test_all_pairings_are_counted_once():
-    apart = {(a, b): 1.0 if (a, b) in ((0, 1), (2, 3), (4, 5)) else 0.0 for a in range(6) for b in range(a + 1, 6)}
-    sums = sorted(pairings(apart, tuple(range(6))))
+    distances = {(a, b): 1.0 if (a, b) in ((0, 1), (2, 3), (4, 5)) else 0.0 for a in range(6) for b in range(a + 1, 6)}
+    sums = sorted(pairings(distances, tuple(range(6))))
     assert len(sums) == 15 and sums.count(3.0) == 1 and sums.count(1.0) == 6 and sums.count(0.0) == 8
     assert (
         len(list(pairings(dict.fromkeys(((a, b) for a in range(12) for b in range(a + 1, 12)), 1.0), tuple(range(12)))))

@@ -23,8 +23,11 @@ def test_a_chart_is_read_on_a_dark_page_as_on_a_light_one(tmp_path):
     for pair in (TOWER_COLOURS, (TRAINING, VALIDATION), (RIGHT, WRONG)):
         assert np.abs(np.subtract(*(on_dark(rgb(colour)) for colour in pair))).max() > 0.2, pair
     style = (TEMPLATES / "style.html").read_text()
-    light, dim = style.split("prefers-color-scheme: dark", 1)
-    for theme, text, towers in ((LIGHT, light, ("#762a83", "#1b7837")), (DARK, dim, ("#c2a5cf", "#5aae61"))):
+    light_style, dark_style = style.split("prefers-color-scheme: dark", 1)
+    for theme, text, towers in (
+        (LIGHT, light_style, ("#762a83", "#1b7837")),
+        (DARK, dark_style, ("#c2a5cf", "#5aae61")),
+    ):
         assert all(
             f"--{name}: {colour};" in text
             for name, colour in zip(("paper", "ink", "a", "b"), (theme.paper, theme.ink, *towers))
@@ -34,9 +37,9 @@ def test_a_chart_is_read_on_a_dark_page_as_on_a_light_one(tmp_path):
     figure = draw_example(photograph, "grey", [("one", 0.75, True), ("two", 0.25, False)])
     path = write_figure(figure, tmp_path / "it.png", density=1)
     first = path.read_bytes()
-    with Image.open(path) as bright, Image.open(dark_of(path)) as other:
-        assert bright.size == other.size and bright.info[DENSITY_KEY] == "1"
-        pixels, dark = (np.asarray(image.convert("RGB")).astype(int) for image in (bright, other))
+    with Image.open(path) as light_image, Image.open(dark_of(path)) as other:
+        assert light_image.size == other.size and light_image.info[DENSITY_KEY] == "1"
+        pixels, dark = (np.asarray(image.convert("RGB")).astype(int) for image in (light_image, other))
     assert pixels[0, 0].tolist() == [255] * 3 and dark[0, 0].tolist() == [22, 22, 26]
     height, width = pixels.shape[:2]
     for column, level in ((width // 4, 5), (3 * width // 4, 250)):
@@ -48,10 +51,10 @@ def test_a_chart_is_read_on_a_dark_page_as_on_a_light_one(tmp_path):
     mesh = axes.pcolormesh([[0.0, 1.0]], cmap="viridis")
     note = axes.annotate("here", (0, 0), (1, 1), arrowprops={"color": "black"}, bbox={"facecolor": "white"})
     figure.savefig(tmp_path / "more.png")
-    coloured = mesh.get_facecolor().tolist()
+    face_colours = mesh.get_facecolor().tolist()
     with in_the_dark(figure):
         assert note.arrow_patch.get_edgecolor()[:3] == pytest.approx(rgb(DARK.ink))
         assert note.get_bbox_patch().get_facecolor()[:3] == pytest.approx(rgb(DARK.paper))
-        assert mesh.get_facecolor().tolist() == coloured
+        assert mesh.get_facecolor().tolist() == face_colours
         assert figure.get_facecolor()[:3] == pytest.approx(rgb(DARK.paper))
     assert figure.get_facecolor()[:3] == (1, 1, 1)

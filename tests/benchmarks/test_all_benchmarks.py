@@ -10,10 +10,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 
 def test_every_benchmark_runs():
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-disable", "-q", "--long", "-p", "no:cacheprovider"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and " passed" in done.stdout and "failed" not in done.stdout, done.stdout
+    assert process.returncode == 0 and " passed" in process.stdout and "failed" not in process.stdout, process.stdout

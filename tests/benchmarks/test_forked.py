@@ -57,10 +57,10 @@ class Streams(TorchDispatchMode):
     def join(self, *tensors):
         self._wait("main", "side", tensors)
 
-    def _wait(self, waits, other, tensors):
+    def _wait(self, waiter, other, tensors):
         assert self.now == "main"
-        self.events.append("fork" if waits == "side" else "join")
-        self.seen[waits] = self.count[other]
+        self.events.append("fork" if waiter == "side" else "join")
+        self.seen[waiter] = self.count[other]
 
     @contextlib.contextmanager
     def aside(self):
@@ -89,12 +89,12 @@ def test_a_forked_pass_has_the_bits_of_today_and_waits_where_it_must(recipe):
     with streams:
         logits = pair.networks[1](*images)
     assert streams.now == "main" and streams.count["side"] > 20 and streams.events[0] == "fork"
-    both = sum(layer.reads == "both" for layer in recipe.layers)
-    assert streams.events == ["fork", "join"] * both
-    for network, found in ((pair.networks[0], None), (pair.networks[1], logits)):
-        found = network(*images) if found is None else found
-        torch.nn.functional.cross_entropy(found, labels).backward()
-        passes.append([found.detach(), *(parameter.grad for parameter in network.parameters())])
+    forks = sum(layer.reads == "both" for layer in recipe.layers)
+    assert streams.events == ["fork", "join"] * forks
+    for network, output in ((pair.networks[0], None), (pair.networks[1], logits)):
+        output = network(*images) if output is None else output
+        torch.nn.functional.cross_entropy(output, labels).backward()
+        passes.append([output.detach(), *(parameter.grad for parameter in network.parameters())])
     assert all(bits(one) == bits(other) for one, other in zip(*passes, strict=True))
 
 
@@ -123,13 +123,13 @@ def test_graphed_steps_that_fork_are_todays(side):
 def test_a_joined_pass_computes_the_same(recipe, dtype):
     pair = pair_of(recipe, True, forked.Here(), dtype)
     images, labels = pair.batch(3, dtype)
-    found = []
+    passes = []
     for network in pair.networks:
         network.keep_copies(dtype)
         logits = network(*images)
         torch.nn.functional.cross_entropy(logits, labels).backward()
-        found.append([logits.detach(), *(parameter.grad.float() for parameter in network.parameters())])
-    for one, other in zip(*found, strict=True):
+        passes.append([logits.detach(), *(parameter.grad.float() for parameter in network.parameters())])
+    for one, other in zip(*passes, strict=True):
         assert (one - other).norm() <= (1e-5 if dtype == torch.float32 else 3e-2) * one.norm()
 
 
@@ -150,14 +150,14 @@ def test_weights_that_lie_behind_each_other_stay_there(dtype):
             if dtype != torch.float32:
                 assert forked.lies_behind(*(layer.kept[name][0] for layer in pair_of_layers))
                 assert all(torch.equal(layer.kept[name][0], getattr(layer, name).to(dtype)) for layer in pair_of_layers)
-    with Called() as called:
+    with Called() as calls:
         step(*pair.batch(2, dtype), look)
-    joined = called.counts[torch.ops.aten.cat.default]
+    joins = calls.counts[torch.ops.aten.cat.default]
     forked.change(network)
-    with Called() as called:
+    with Called() as calls:
         step(*pair.batch(2, dtype), look)
     # The gradients of both halves of the maps are joined, and nothing else.
-    assert joined - called.counts[torch.ops.aten.cat.default] == len(layers)
+    assert joins - calls.counts[torch.ops.aten.cat.default] == len(layers)
 
 
 def test_towers_apart_are_refused():

@@ -89,7 +89,7 @@ def asks(tmp_path):
     environment |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
     def run(*arguments):
-        done = subprocess.run(
+        process = subprocess.run(
             [
                 sys.executable,
                 "-m",
@@ -106,30 +106,30 @@ def asks(tmp_path):
             capture_output=True,
             text=True,
         )
-        said = {line.partition("asked: ")[2] for line in done.stdout.splitlines() if "asked: " in line}
-        return said, done.stdout + done.stderr
+        measurements = {line.partition("asked: ")[2] for line in process.stdout.splitlines() if "asked: " in line}
+        return measurements, process.stdout + process.stderr
 
     return run
 
 
 @pytest.mark.slow
 def test_what_the_selection_leaves_is_asked_for(asks):
-    said, printed = asks(str(BENCHMARKS), "-k", " or ".join(f"({words})" for words in CHOSEN))
-    assert said == set(CHOSEN.values()), printed
+    measurements, output = asks(str(BENCHMARKS), "-k", " or ".join(f"({words})" for words in CHOSEN))
+    assert measurements == set(CHOSEN.values()), output
 
 
 @pytest.mark.run
 @needs_kernels
 def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
-    said, printed = asks(str(BENCHMARKS))
-    assert said == USUAL, printed
-    _, _, named = printed.partition("long groups, not run; --long runs all, -k NAME one:\n")
-    assert {line.split()[0] for line in named.splitlines()[:5]} == {*selection.LONG} - {"forked"}, printed
-    told = [line for line in printed.splitlines() if line.startswith("SKIPPED") and "only asked" not in line]
-    assert len(told) == 2 and all("needs" in line and "found 0" in line for line in told), printed
-    assert max(map(len, told)) <= 120 and "needs 2 CUDA devices, found 0 (20 cases in one line)" in told[1]
+    measurements, output = asks(str(BENCHMARKS))
+    assert measurements == USUAL, output
+    _, _, listing = output.partition("long groups, not run; --long runs all, -k NAME one:\n")
+    assert {line.split()[0] for line in listing.splitlines()[:5]} == {*selection.LONG} - {"forked"}, output
+    skips = [line for line in output.splitlines() if line.startswith("SKIPPED") and "only asked" not in line]
+    assert len(skips) == 2 and all("needs" in line and "found 0" in line for line in skips), output
+    assert max(map(len, skips)) <= 120 and "needs 2 CUDA devices, found 0 (20 cases in one line)" in skips[1]
     counts = "exchange 24, forked 12, lrn_pool 432, pipeline 7, relu_dropout 5, sgd 5, step 17, towers 6"
-    assert f"for lack of GPUs: augmentation 5, {counts}" in " ".join(printed.split())
+    assert f"for lack of GPUs: augmentation 5, {counts}" in " ".join(output.split())
 
 
 @pytest.mark.slow
@@ -146,8 +146,8 @@ def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
     ids=["all", "a file and a case"],
 )
 def test_a_long_group_runs_where_it_is_asked_for(asks, arguments, expected):
-    said, printed = asks(*(one if one.startswith("-") else f"{BENCHMARKS}{one}" for one in arguments))
-    assert said == expected and "long groups" not in printed, printed
+    measurements, output = asks(*(one if one.startswith("-") else f"{BENCHMARKS}{one}" for one in arguments))
+    assert measurements == expected and "long groups" not in output, output
 
 
 @pytest.fixture
@@ -162,64 +162,66 @@ def forbidden(monkeypatch):
 
 
 def test_a_step(forbidden, monkeypatch):
-    checked, small = [], change_layers(paper(), "fc6", "fc7", maps=8)
+    checks, recipe = [], change_layers(paper(), "fc6", "fc7", maps=8)
     monkeypatch.setattr(step, "DEVICE", CPU)
-    monkeypatch.setattr(step, "paper", lambda: small)
-    monkeypatch.setattr(step, "check_answers", lambda images, labels, asked: checked.append(asked) or {})
+    monkeypatch.setattr(step, "paper", lambda: recipe)
+    monkeypatch.setattr(step, "check_answers", lambda images, labels, names: checks.append(names) or {})
     forbidden(step, "EagerTowers", "without_norms_and_towers", "DefaultAllocator")
     forbidden(step.torch, "compile")
     forbidden(step.TwoTowerAlexNet, "merge")
-    seconds, found, _, wrong = step.measure("fp32", 1, ("towers", "graphs"), 1)
-    assert list(seconds) == list(found) == ["towers"] and checked == [("towers", "graphs")]  # graphs need a GPU
-    assert not wrong
+    seconds, figures, _, errors = step.measure("fp32", 1, ("towers", "graphs"), 1)
+    assert list(seconds) == list(figures) == ["towers"] and checks == [("towers", "graphs")]  # graphs need a GPU
+    assert not errors
 
 
 def test_a_group_that_fails_is_set_up_once():
-    calls, made = [], []
+    calls, references = [], []
 
     def measure(case):
         calls.append(case)
-        made.append(weakref.ref(big := torch.zeros(9)))
-        return float(big[0]) + 1 / case
+        references.append(weakref.ref(tensor := torch.zeros(9)))
+        return float(tensor[0]) + 1 / case
 
     measured = interleaved.once(measure)
     assert measured(2) == measured(2) == 0.5
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             measured(0)
-    assert calls == [2, 0] and not any(one() is not None for one in made)  # nor does its error keep what it had made
+    assert calls == [2, 0] and not any(
+        one() is not None for one in references
+    )  # nor does its error keep what it had made
 
 
 @pytest.mark.run
 def test_what_fails_in_one_way_of_a_step_is_told_by_that_one_alone(monkeypatch):
     """Wrong answers, a network that can't be built, a step that fails."""
-    small, built = change_layers(paper(), "fc6", "fc7", maps=8), step.build
+    recipe, builder = change_layers(paper(), "fc6", "fc7", maps=8), step.build
     monkeypatch.setattr(step, "DEVICE", CPU)
-    monkeypatch.setattr(step, "paper", lambda: small)
+    monkeypatch.setattr(step, "paper", lambda: recipe)
 
     def build(name, *arguments):
         if name == "graphs":
             raise RuntimeError("cannot be captured")
-        made = built(name, *arguments)
+        variant = builder(name, *arguments)
         if name == "merged":
-            monkeypatch.setattr(made, "step", lambda: 1 / 0)
-        return made
+            monkeypatch.setattr(variant, "step", lambda: 1 / 0)
+        return variant
 
     monkeypatch.setattr(step, "build", build)
     monkeypatch.setattr(step.EagerTowers, "take", lambda self, towers: self)  # other weights than ours
-    seconds, _, _, wrong = step.measure("fp32", 1, ("towers", "graphs", "eager"), 1)
-    assert list(seconds) == ["eager"] and set(wrong) == {"towers", "graphs"} and "a loss of" in str(wrong["towers"])
+    seconds, _, _, errors = step.measure("fp32", 1, ("towers", "graphs", "eager"), 1)
+    assert list(seconds) == ["eager"] and set(errors) == {"towers", "graphs"} and "a loss of" in str(errors["towers"])
     monkeypatch.setattr(step.TwoTowerAlexNet, "merge", lambda self: 1 / 0)
-    _, _, _, wrong = step.measure("fp32", 1, ("merged", "eager"), 1)
-    assert isinstance(wrong["merged"], ZeroDivisionError) and "Traceback" in wrong["merged"].__notes__[0]
+    _, _, _, errors = step.measure("fp32", 1, ("merged", "eager"), 1)
+    assert isinstance(errors["merged"], ZeroDivisionError) and "Traceback" in errors["merged"].__notes__[0]
     monkeypatch.undo()
     monkeypatch.setattr(step, "DEVICE", CPU)
-    monkeypatch.setattr(step, "paper", lambda: small)
+    monkeypatch.setattr(step, "paper", lambda: recipe)
     monkeypatch.setattr(step, "build", build)
     monkeypatch.setattr(step, "check_answers", lambda *_: {})
-    seconds, _, _, wrong = step.measure("fp32", 1, ("towers", "graphs", "merged"), 1)
-    assert list(seconds) == ["towers"] and str(wrong["graphs"]) == "cannot be captured"
-    assert isinstance(wrong["merged"], ZeroDivisionError)
+    seconds, _, _, errors = step.measure("fp32", 1, ("towers", "graphs", "merged"), 1)
+    assert list(seconds) == ["towers"] and str(errors["graphs"]) == "cannot be captured"
+    assert isinstance(errors["merged"], ZeroDivisionError)
 
 
 @pytest.mark.run
@@ -227,8 +229,12 @@ def test_map_operations_and_their_copy(forbidden):
     case = next(case for case in lrn_pool.cases((1,)) if case.device == CPU and case.op.name == "maxpool5")
     forbidden(lrn_pool, "CopyRoof")
     forbidden(lrn_pool.torch, "compile")
-    found = lrn_pool.Measurement(case, 1, ("eager",))
-    assert list(found.seconds) == ["eager"] and not found.wrong and "pct_of_roof" not in found.facts("fwd", "eager")
+    measurement = lrn_pool.Measurement(case, 1, ("eager",))
+    assert (
+        list(measurement.seconds) == ["eager"]
+        and not measurement.wrong
+        and "pct_of_roof" not in measurement.facts("fwd", "eager")
+    )
 
 
 def test_an_update(forbidden, monkeypatch):
@@ -310,6 +316,6 @@ def test_a_record_names_the_source_where_there_is_no_git(tmp_path):
             == 0
         )
         (path,) = (tmp_path / str(commit)).glob("*/*.json")
-        kept = json.loads(path.read_text())
-        assert kept["machine"]["commit"] == expected and kept["machine"]["dirty"] == (commit is None)
-        assert kept["command"] == f"python benchmarks/record.py --from {tmp_path}/raw.json"
+        content = json.loads(path.read_text())
+        assert content["machine"]["commit"] == expected and content["machine"]["dirty"] == (commit is None)
+        assert content["command"] == f"python benchmarks/record.py --from {tmp_path}/raw.json"

@@ -25,11 +25,11 @@ def test_rounds(monkeypatch, round_takes, rounds, expected):
     """Five at least, fifteen at most, as many as begin within 20 s; warming up takes nothing of it."""
     now = [0.0]
     monkeypatch.setattr(interleaved.time, "perf_counter", lambda: now[0])
-    found = []
+    numbers = []
     for number in interleaved.rounds_in(rounds=rounds, warm_up=2):
-        found.append(number)
+        numbers.append(number)
         now[0] += round_takes
-    assert found == list(expected)
+    assert numbers == list(expected)
 
 
 def test_the_quartiles_of_a_ratio_are_those_of_its_rounds():
@@ -37,8 +37,8 @@ def test_the_quartiles_of_a_ratio_are_those_of_its_rounds():
     figures = interleaved.compare(seconds, "step", None, ("eager", "absent"))
     assert figures["ours"] == {"ratio_to_eager": 2.0, "quartiles_to_eager": [2.0, 4.0]}
     assert figures["eager"] == {"ratio_to_eager": 1.0}
-    once = {name: {"step": steps["step"][:1]} for name, steps in seconds.items()}
-    assert interleaved.compare(once, "step", None, ("eager",))["ours"] == {"ratio_to_eager": 2.0}
+    one_round = {name: {"step": steps["step"][:1]} for name, steps in seconds.items()}
+    assert interleaved.compare(one_round, "step", None, ("eager",))["ours"] == {"ratio_to_eager": 2.0}
 
 
 def entry(group, variant, median, **info):
@@ -53,26 +53,26 @@ def entry(group, variant, median, **info):
 
 def entries():
     """An operation in two passes and both together, an update, a step, a checkpoint, a pipeline."""
-    found = []
+    operations = []
     for step, part, share in (("fwd", 0.4, 20.2), ("bwd", 0.6, 21.9), ("fwdbwd", 1.0, 21.0)):
-        known = {"op": "lrnpool1", "pass": step}
+        fields = {"op": "lrnpool1", "pass": step}
         group = f"lrnpool1-{step}-fp32-b128-channels_last"
-        found += [
+        operations += [
             entry(
                 group,
                 "ours-cpu",
                 0.0271 * part,
-                **known,
+                **fields,
                 ratio_to_eager=20.44,
                 quartiles_to_eager=[19.8, 21.0],
                 ratio_to_compile=12.7,
                 pct_of_roof=share,
             ),
-            entry(group, "eager", 0.554 * part, **known, ratio_to_eager=1.0),
-            entry(group, "copy", 0.005 * part, **known, pct_of_roof=100.0),
+            entry(group, "eager", 0.554 * part, **fields, ratio_to_eager=1.0),
+            entry(group, "copy", 0.005 * part, **fields, pct_of_roof=100.0),
         ]
     return [
-        *found,
+        *operations,
         entry(
             "sgd-fp32",
             "ours-cpu",
@@ -108,9 +108,9 @@ def entries():
 
 
 def test_ratios_come_first_and_each_of_ours_has_a_line():
-    found = summary.lines(entries(), {"step-all": "181 s on AMD EPYC, 2026-11-29"}, {"exchange": 71.4}, "sgd 5")
+    lines = summary.lines(entries(), {"step-all": "181 s on AMD EPYC, 2026-11-29"}, {"exchange": 71.4}, "sgd 5")
     assert (
-        [line for line in found if line]
+        [line for line in lines if line]
         == """\
 AMD EPYC, 2 threads, torch 2.13.0, commit 0123456789
 ratios of the medians of interleaved rounds; in brackets the quartiles of the rounds' own ratios
@@ -132,39 +132,39 @@ cases not run for lack of GPUs: sgd 5""".splitlines()
 
 
 def test_baselines_alone_have_their_lines():
-    alone = [one for one in entries() if one["extra_info"]["variant"] == "eager"]
-    found = [line.split("  ")[0] for line in summary.lines(alone, {}, {})[6:]]
-    assert found == ["lrnpool1-fp32-b128-channels_last eager", "step-fp32-b128 eager"]
+    baselines = [one for one in entries() if one["extra_info"]["variant"] == "eager"]
+    names = [line.split("  ")[0] for line in summary.lines(baselines, {}, {})[6:]]
+    assert names == ["lrnpool1-fp32-b128-channels_last eager", "step-fp32-b128 eager"]
 
 
 def test_all_that_was_ever_recorded_fits_the_columns():
     for path in record.RECORDS.glob("*/*.json"):
-        kept = json.loads(path.read_text())
-        if "groups" in kept:
-            known = [
+        content = json.loads(path.read_text())
+        if "groups" in content:
+            measurements = [
                 {
                     "group": group["group"],
                     "name": "",
                     "stats": {"median": info["median_s"]},
-                    "extra_info": {**kept["machine"], **group, **info, "variant": variant},
+                    "extra_info": {**content["machine"], **group, **info, "variant": variant},
                 }
-                for group in kept["groups"]
+                for group in content["groups"]
                 for variant, info in group["rivals"].items()
             ]
-            found = summary.lines(known, {}, {})
-            assert len(found) > 6 and max(map(len, found)) <= 120
+            lines = summary.lines(measurements, {}, {})
+            assert len(lines) > 6 and max(map(len, lines)) <= 120
 
 
 def test_the_newest_record_of_this_device_says_how_long_a_group_takes(tmp_path, monkeypatch):
-    for device, date, took in (
+    for device, date, durations in (
         ("A", "2026-11-24T10:00:00", {"exchange": 71.44444, "step-all": 181.0}),
         ("A", "2026-11-25T10:00:00", {"exchange": 60.0}),
         ("B", "2026-11-26T10:00:00", {"exchange": 9.0}),
     ):
         one = entry("exchange-cpu", "overlapped", 1.0)
         one["extra_info"] |= {"device": device}
-        (kept,) = record.records_of({"datetime": date, "benchmarks": [one], "took": took}, "record.py")
-        record.write(kept, tmp_path)
+        (content,) = record.records_of({"datetime": date, "benchmarks": [one], "took": durations}, "record.py")
+        record.write(content, tmp_path)
     (tmp_path / "a" / "profile.json").write_text("[]")  # another tool's file
     times = selection.recorded_times("A", tmp_path)
     assert times == {"exchange": (60.0, "A", "2026-11-25"), "step-all": (181.0, "A", "2026-11-24")}
@@ -204,13 +204,13 @@ def test_cases_that_lack_gpus_are_told_together():
         for variant in "ab"
     ]
     sgd = [Case("sgd", {"variant": variant}, 1) for variant in "abc"]
-    able, lacking = selection.without_gpus([*cases, *sgd], 0)
-    assert able == cases[:2] and lacking == {1: [*cases[2:4], *sgd], 2: cases[4:]}
-    assert selection.reason(1, 0, lacking[1]) == "needs 1 CUDA device, found 0 (5 cases in one line)"
-    assert selection.files(lacking[1]) == "exchange 2, sgd 3"
-    able, lacking = selection.without_gpus([*cases, *sgd], 1)
-    assert len(able) == 7
-    assert selection.reason(2, 1, lacking[2]) == "needs 2 CUDA devices, found 1 (2 cases in one line)"
+    remainder, shortfalls = selection.without_gpus([*cases, *sgd], 0)
+    assert remainder == cases[:2] and shortfalls == {1: [*cases[2:4], *sgd], 2: cases[4:]}
+    assert selection.reason(1, 0, shortfalls[1]) == "needs 1 CUDA device, found 0 (5 cases in one line)"
+    assert selection.files(shortfalls[1]) == "exchange 2, sgd 3"
+    remainder, shortfalls = selection.without_gpus([*cases, *sgd], 1)
+    assert len(remainder) == 7
+    assert selection.reason(2, 1, shortfalls[2]) == "needs 2 CUDA devices, found 1 (2 cases in one line)"
     assert selection.without_gpus([*cases, *sgd], 2)[1] == {}
 
 
@@ -219,9 +219,9 @@ def test_a_time_is_charged_to_a_group_of_which_all_was_chosen():
     step = [Case("step", {"variant": variant}, long=None if variant in "ab" else "step-all") for variant in "abcd"]
     others = [Case("exchange", {"edge": edge, "variant": "a"}, long="exchange") for edge in ("fc6", "fc7")]
     gpu = Case("exchange", {"edge": "fc6", "place": "one-gpu", "variant": "a"}, 1, "exchange")
-    everything = [*step, *others, gpu]
-    assert selection.whole(everything, [*step, *others], 0) == {"step-all", "exchange"}
-    assert selection.whole(everything, [*step[1:], *others], 0) == {"exchange"}
-    assert selection.whole(everything, [*step, others[0]], 0) == {"step-all"}
-    assert selection.whole(everything, [*step, *others], 1) == {"step-all"}
-    assert set(selection.names_of_measurements(everything).values()) == {"step-all", "exchange"}
+    all_cases = [*step, *others, gpu]
+    assert selection.whole(all_cases, [*step, *others], 0) == {"step-all", "exchange"}
+    assert selection.whole(all_cases, [*step[1:], *others], 0) == {"exchange"}
+    assert selection.whole(all_cases, [*step, others[0]], 0) == {"step-all"}
+    assert selection.whole(all_cases, [*step, *others], 1) == {"step-all"}
+    assert set(selection.names_of_measurements(all_cases).values()) == {"step-all", "exchange"}

@@ -81,9 +81,16 @@ def test_recorded_rendered_checked(place, capsys):
     (path,) = (folder / "records").glob("*/*.json")
     assert path.parent.name == "nvidia-h200" and path.name == "2026-11-24-0123456789.json"
     assert "data" not in path.read_text() and path.stat().st_size < 5000
-    kept = json.loads(path.read_text())
-    assert kept["machine"] == {"device": "NVIDIA H200", "torch": "2.13.0", "commit": "0123456789abcdef", "dirty": False}
-    assert kept["groups"][0]["bytes"] == 96_700_000 and kept["groups"][0]["rivals"]["eager"]["median_s"] == 0.00568
+    content = json.loads(path.read_text())
+    assert content["machine"] == {
+        "device": "NVIDIA H200",
+        "torch": "2.13.0",
+        "commit": "0123456789abcdef",
+        "dirty": False,
+    }
+    assert (
+        content["groups"][0]["bytes"] == 96_700_000 and content["groups"][0]["rivals"]["eager"]["median_s"] == 0.00568
+    )
 
     assert table.main([*options, "--check"]) == 1  # the records are not in the pages yet
     assert table.main(options) == 0 and table.main([*options, "--check"]) == 0
@@ -124,13 +131,13 @@ def test_the_newest_record_of_a_group_counts_and_devices_stay_apart(place):
 
 def test_the_readme_has_the_ratios_in_float32_alone(place, capsys):
     folder, options = place
-    content, single = raw(), raw(ours=0.002)["benchmarks"][:-1]
-    for entry in single:
+    content, fp32 = raw(), raw(ours=0.002)["benchmarks"][:-1]
+    for entry in fp32:
         entry["group"] = entry["group"].replace("bf16", "fp32")
         entry["extra_info"]["dtype"] = "fp32"
     update = {"variant": "ours-cuda", "op": "sgd", "dtype": "fp32", "ratio_to_foreach": 2.6, "ratio_to_fused": 0.97}
     content["benchmarks"][-1]["extra_info"].update(update)
-    content["benchmarks"] += single
+    content["benchmarks"] += fp32
     for one in record.records_of(content, "python benchmarks/record.py"):
         record.write(one, folder / "records")
     assert table.main(options) == 0
@@ -146,10 +153,10 @@ def test_the_readme_has_the_ratios_in_float32_alone(place, capsys):
 
 
 def test_a_record_holds_one_state_of_a_machine():
-    mixed = raw()
-    mixed["benchmarks"] += raw(commit="f" * 40)["benchmarks"]
+    content = raw()
+    content["benchmarks"] += raw(commit="f" * 40)["benchmarks"]
     with pytest.raises(ValueError, match="ffff.*record them apart"):
-        record.records_of(mixed, "")
+        record.records_of(content, "")
 
 
 def test_no_markers_and_no_records_are_said(place, capsys):

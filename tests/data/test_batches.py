@@ -46,8 +46,8 @@ def test_views_are_the_corners_the_centre_and_their_mirrors():
 
 def test_nine_views_are_three_by_three_places():
     assert nine_views(mini()) == [(top, left, False) for top in (0, 8, 16) for left in (0, 8, 16)]
-    odd = dataclasses.replace(mini(), stored_size=99, crop_positions=1)
-    assert nine_views(odd)[4] == centre_view(odd)[0] == (1, 1, False) and nine_views(odd)[8] == (3, 3, False)
+    recipe = dataclasses.replace(mini(), stored_size=99, crop_positions=1)
+    assert nine_views(recipe)[4] == centre_view(recipe)[0] == (1, 1, False) and nine_views(recipe)[8] == (3, 3, False)
 
 
 @pytest.mark.process
@@ -69,11 +69,11 @@ def test_a_batch_says_which_images_it_is_made_of(kind, workers, preset):
 def test_the_files_of_cifar10_are_cut_by_themselves():
     """2012: five files of 10,000, each 78 minibatches of 128 and one of 16; the whole at once would be 391."""
     recipe, dataset = PRESETS_BY_NAME["cifar18"](), SimpleNamespace(splits={"train": range(50_000)})
-    sizes = [len(cut) for cut in minibatches(recipe, 50_000)]
+    sizes = [len(batch) for batch in minibatches(recipe, 50_000)]
     assert sizes == 5 * (78 * [128] + [16]) and steps_per_epoch(recipe, dataset) == 395
-    assert [place for cut in minibatches(recipe, 50_000) for place in cut] == list(range(50_000))
-    whole = dataclasses.replace(recipe, batch_file_size=None)
-    assert steps_per_epoch(whole, dataset) == 391 and len(minibatches(whole, 50_000)[-1]) == 80
+    assert [place for batch in minibatches(recipe, 50_000) for place in batch] == list(range(50_000))
+    other = dataclasses.replace(recipe, batch_file_size=None)
+    assert steps_per_epoch(other, dataset) == 391 and len(minibatches(other, 50_000)[-1]) == 80
     assert minibatches(recipe, 9) == [range(9)] and minibatches(recipe, 10_001)[-1] == range(10_000, 10_001)
 
 
@@ -86,18 +86,18 @@ def test_the_files_of_cifar10_are_cut_by_themselves():
 def test_every_pipeline_cuts_files_by_themselves(kind, workers, preset):
     """Files of 10, 10 and 1 of 21 pictures, in minibatches of 8: from any step on, the same pictures as in one go."""
     recipe, dataset = tiny(preset, batch_file_size=10), in_memory(Pixels("train", TRAIN))
-    made = [
+    runs = [
         list(pipeline(kind, dataset, recipe, workers, statistics=NOTHING).train(step, 2, lambda epoch: 0.1))
         for step in (0, 2, 6)
     ]
-    assert [len(batch.numbers) for batch in made[0]] == 2 * [8, 2, 8, 2, 1]
-    assert same(made[0][2:], made[1]) and same(made[0][6:], made[2])
+    assert [len(batch.numbers) for batch in runs[0]] == 2 * [8, 2, 8, 2, 1]
+    assert same(runs[0][2:], runs[1]) and same(runs[0][6:], runs[2])
     for epoch in (1, 2):  # the same order and the same draws as of batches that end elsewhere
-        found = [batch for batch in made[0] if batch.epoch == epoch]
-        plain = pipeline(kind, dataset, tiny(preset), workers, statistics=NOTHING).train(0, 2, lambda epoch: 0.1)
-        plain = [batch for batch in plain if batch.epoch == epoch]
-        numbers, others = (np.concatenate([batch.numbers for batch in batches]) for batches in (found, plain))
-        images, expected = (torch.cat([batch.images[0] for batch in batches]) for batches in (found, plain))
+        own = [batch for batch in runs[0] if batch.epoch == epoch]
+        other = pipeline(kind, dataset, tiny(preset), workers, statistics=NOTHING).train(0, 2, lambda epoch: 0.1)
+        other = [batch for batch in other if batch.epoch == epoch]
+        numbers, others = (np.concatenate([batch.numbers for batch in batches]) for batches in (own, other))
+        images, expected = (torch.cat([batch.images[0] for batch in batches]) for batches in (own, other))
         assert np.array_equal(numbers, others)
         torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
 
@@ -106,24 +106,24 @@ def test_every_pipeline_cuts_files_by_themselves(kind, workers, preset):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_survey_adds_up_every_image(root, monkeypatch, workers):
     monkeypatch.setattr(survey_module, "CHUNK", 4)  # 21 images: five full chunks and a single image
-    counts, direct = [], Sums(STORED)
+    counts, sums = [], Sums(STORED)
     total = survey(Folder(root, STORED).splits["train"], STORED, workers, counts.append)
     for index in range(TRAIN):
-        direct.add(picture("train", index))
+        sums.add(picture("train", index))
     assert counts == [4, 4, 4, 4, 4, 1] and total.count == TRAIN
-    assert np.array_equal(total.pixels, direct.pixels) and np.array_equal(total.products, direct.products)
+    assert np.array_equal(total.pixels, sums.pixels) and np.array_equal(total.products, sums.products)
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_after_the_survey_the_cache_holds_every_picture(root, tmp_path, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
-    folder, uncached = Folder(copy, STORED), Folder(root, STORED)
+    folder, original = Folder(copy, STORED), Folder(root, STORED)
     assert cache_splits(folder, STORED) == ["train", "val"]
     statistics = survey(folder.splits["train"], STORED, workers, lambda count: None).statistics()
     shutil.rmtree(copy / "train")
     batches = []
-    for dataset in (folder, uncached):
+    for dataset in (folder, original):
         pipeline = TorchPipeline(dataset, tiny(paper), ["cpu"], workers)
         pipeline.use(statistics)
         batches.append(list(pipeline.train(0, 1, tenth)))
@@ -148,7 +148,7 @@ def test_no_signal_ends_a_worker_from_its_first_moment_on(root, monkeypatch):
 @pytest.mark.parametrize("main_thread", [True, False])
 def test_held_signals_come_afterwards_whichever_thread_receives_them(main_thread):
     """A thread that was there before doesn't block them, and the main thread runs the handler."""
-    heard, held, sent, free = [], threading.Event(), threading.Event(), threading.Event()
+    handler_calls, held, sent, free = [], threading.Event(), threading.Event(), threading.Event()
 
     def send():
         held.wait(60)
@@ -160,22 +160,22 @@ def test_held_signals_come_afterwards_whichever_thread_receives_them(main_thread
         with processes.signals_held():
             held.set()
             assert sent.wait(60)
-            during.extend(heard)
+            early_calls.extend(handler_calls)
 
-    during, threads = [], [threading.Thread(target=send)]
+    early_calls, threads = [], [threading.Thread(target=send)]
     if not main_thread:
         threads.append(threading.Thread(target=hold))
-    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
+    before = signal.signal(signal.SIGTERM, lambda *_: handler_calls.append("SIGTERM"))
     try:
         for thread in threads:
             thread.start()
         if main_thread:
             hold()
-            assert during == []
+            assert early_calls == []
         free.set()
         for thread in threads:
             thread.join()
-        assert heard == ["SIGTERM"]
+        assert handler_calls == ["SIGTERM"]
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -196,5 +196,5 @@ def test_a_worker_whose_parent_died_before_its_first_moment_ends(tmp_path):
         "os.kill(parent, signal.SIGKILL)\n"
     )
     # waits for both to end
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, timeout=60)
-    assert done.returncode == -signal.SIGKILL and [path.name for path in tmp_path.iterdir()] == ["begun"]
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, timeout=60)
+    assert process.returncode == -signal.SIGKILL and [path.name for path in tmp_path.iterdir()] == ["begun"]

@@ -29,9 +29,9 @@ def forget():
 def values(bits, channels=1):
     """Whole numbers below 2**bits, among them the largest: (SIZE, SIZE) or (SIZE, SIZE, channels)."""
     shape = (SIZE, SIZE, channels) if channels > 1 else (SIZE, SIZE)
-    some = np.random.default_rng(bits).integers(0, 1 << bits, shape)
-    some[0, 0] = (1 << bits) - 1
-    return some
+    levels = np.random.default_rng(bits).integers(0, 1 << bits, shape)
+    levels[0, 0] = (1 << bits) - 1
+    return levels
 
 
 def png(pixels, sbit=None):
@@ -44,8 +44,8 @@ def png(pixels, sbit=None):
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", *pixels.shape[1::-1], 16, colour, 0, 0, 0))
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    said = chunk(b"gAMA", struct.pack(">I", 45455)) + (chunk(b"sBIT", bytes([sbit] * channels)) if sbit else b"")
-    return b"\x89PNG\r\n\x1a\n" + head + said + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    chunks = chunk(b"gAMA", struct.pack(">I", 45455)) + (chunk(b"sBIT", bytes([sbit] * channels)) if sbit else b"")
+    return b"\x89PNG\r\n\x1a\n" + head + chunks + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def tiff(pixels, order="<", bits=None, **tags):
@@ -60,13 +60,13 @@ def tiff(pixels, order="<", bits=None, **tags):
     place = 8 + 2 + 12 * len(fields) + 4
     lists = {tag: struct.pack(f"{order}{len(field)}I", *field) for tag, field in fields.items() if len(field) > 1}
     fields[273] = [place + sum(map(len, lists.values()))]
-    entries, behind = b"", b""
+    entries, tail = b"", b""
     for tag, field in sorted(fields.items()):
-        at = place + len(behind) if tag in lists else field[0]
+        at = place + len(tail) if tag in lists else field[0]
         entries += struct.pack(f"{order}HHII", tag, 4, len(field), at)
-        behind += lists.get(tag, b"")
+        tail += lists.get(tag, b"")
     magic = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
-    return magic + struct.pack(f"{order}H", len(fields)) + entries + bytes(4) + behind + content
+    return magic + struct.pack(f"{order}H", len(fields)) + entries + bytes(4) + tail + content
 
 
 def stored(content, name="x.png"):
@@ -78,19 +78,19 @@ def as_rgb(levels):
 
 
 DEEP = {
-    "grey PNG": lambda bits, said: png(values(bits), said),
-    "grey and alpha PNG": lambda bits, said: png(np.stack([values(bits), np.full((SIZE, SIZE), 65535)], 2), said),
-    "RGB PNG": lambda bits, said: png(values(bits, 3), said),
-    "RGBA PNG": lambda bits, said: png(np.concatenate([values(bits, 3), np.full((SIZE, SIZE, 1), 65535)], 2), said),
-    "grey TIFF": lambda bits, said: tiff(values(bits).astype(np.uint16), **said_in_tiff(said, 1)),
-    "grey TIFF, Motorola": lambda bits, said: tiff(values(bits).astype(np.uint16), ">", **said_in_tiff(said, 1)),
-    "int32 TIFF": lambda bits, said: tiff(values(bits).astype(np.int32), **said_in_tiff(said, 1)),
-    "RGB TIFF": lambda bits, said: tiff(values(bits, 3).astype(np.uint16), **said_in_tiff(said, 3)),
-    "RGB TIFF, Motorola": lambda bits, said: tiff(values(bits, 3).astype(np.uint16), ">", **said_in_tiff(said, 3)),
-    "RGBA TIFF": lambda bits, said: tiff(
+    "grey PNG": lambda bits, depth: png(values(bits), depth),
+    "grey and alpha PNG": lambda bits, depth: png(np.stack([values(bits), np.full((SIZE, SIZE), 65535)], 2), depth),
+    "RGB PNG": lambda bits, depth: png(values(bits, 3), depth),
+    "RGBA PNG": lambda bits, depth: png(np.concatenate([values(bits, 3), np.full((SIZE, SIZE, 1), 65535)], 2), depth),
+    "grey TIFF": lambda bits, depth: tiff(values(bits).astype(np.uint16), **said_in_tiff(depth, 1)),
+    "grey TIFF, Motorola": lambda bits, depth: tiff(values(bits).astype(np.uint16), ">", **said_in_tiff(depth, 1)),
+    "int32 TIFF": lambda bits, depth: tiff(values(bits).astype(np.int32), **said_in_tiff(depth, 1)),
+    "RGB TIFF": lambda bits, depth: tiff(values(bits, 3).astype(np.uint16), **said_in_tiff(depth, 3)),
+    "RGB TIFF, Motorola": lambda bits, depth: tiff(values(bits, 3).astype(np.uint16), ">", **said_in_tiff(depth, 3)),
+    "RGBA TIFF": lambda bits, depth: tiff(
         np.concatenate([values(bits, 3), np.full((SIZE, SIZE, 1), 65535)], 2).astype(np.uint16),
         t338=[2],
-        **said_in_tiff(said, 4),
+        **said_in_tiff(depth, 4),
     ),
 }
 
@@ -167,48 +167,48 @@ class Dark:
 @every("kind", DEEP)
 def test_a_range_that_becomes_black_is_refused_though_it_lies_on_two_levels(kind, monkeypatch):
     """256 of 65,535 is grey level 1: as black as level 0. From level 2 on there is a line."""
-    for largest, refused in ((256, True), (511, True), (512, False)):
-        monkeypatch.setattr(f"{__name__}.values", lambda bits, channels=1: below(largest, channels))
+    for maximum, refused in ((256, True), (511, True), (512, False)):
+        monkeypatch.setattr(f"{__name__}.values", lambda bits, channels=1: below(maximum, channels))
         if refused:
             with pytest.raises(
-                UserError, match=rf"its values, \d+ to {largest} of 65,535, all become grey level 0 or 1"
+                UserError, match=rf"its values, \d+ to {maximum} of 65,535, all become grey level 0 or 1"
             ):
                 stored(DEEP[kind](16, None))
         else:
             assert stored(DEEP[kind](16, None)).max() == 2
 
 
-def below(largest, channels):
-    some = np.random.default_rng(0).integers(0, largest + 1, (SIZE, SIZE, channels))
-    some[0, 0] = largest
-    return some if channels > 1 else some[:, :, 0]
+def below(maximum, channels):
+    levels = np.random.default_rng(0).integers(0, maximum + 1, (SIZE, SIZE, channels))
+    levels[0, 0] = maximum
+    return levels if channels > 1 else levels[:, :, 0]
 
 
 @every("kind", DEEP)
 def test_a_few_bright_pixels_light_no_picture(kind, capsys, monkeypatch):
     """A dead pixel of a camera: the others are nearly black all the same."""
-    dark = {channels: values(11, channels) for channels in (1, 3)}
-    for of_kind in dark.values():
+    levels = {channels: values(11, channels) for channels in (1, 3)}
+    for of_kind in levels.values():
         of_kind[0, 0] = 65_535
-    monkeypatch.setattr(f"{__name__}.values", lambda bits, channels=1: dark[channels])
+    monkeypatch.setattr(f"{__name__}.values", lambda bits, channels=1: levels[channels])
     forget()
-    assert (stored(DEEP[kind](16, None), "n1/x") == expected(kind, lambda channels: dark[channels] >> 8)).all()
+    assert (stored(DEEP[kind](16, None), "n1/x") == expected(kind, lambda channels: levels[channels] >> 8)).all()
     line = capsys.readouterr().err
     assert line.startswith("n1/x: dark: its values are ") and "65,535, 99 % of them in the lowest quarter" in line
 
 
 def test_a_png_whose_values_are_scaled_up_as_its_specification_wants_is_left_so(capsys):
     """12 significant bits in the upper part of 16: the picture is as bright, or as dark, as it says."""
-    for brightest in (4095, 200):
-        levels = values(12) * brightest // 4095
+    for peak in (4095, 200):
+        levels = values(12) * peak // 4095
         assert (stored(png(levels << 4, 12)) == as_rgb(levels >> 4)).all()
     assert capsys.readouterr().err == ""
 
 
 def test_one_value_is_no_range():
     for value in (0, 200, 40_000):
-        flat = np.full((SIZE, SIZE), value)
-        assert (stored(png(flat)) == value >> 8).all() and (stored(tiff(flat.astype(np.int32))) == value >> 8).all()
+        levels = np.full((SIZE, SIZE), value)
+        assert (stored(png(levels)) == value >> 8).all() and (stored(tiff(levels.astype(np.int32))) == value >> 8).all()
 
 
 @every(
@@ -226,9 +226,9 @@ def test_one_value_is_no_range():
     ],
 )
 def test_what_is_out_of_range_is_refused_by_name(pixels, message):
-    with pytest.raises(UserError, match="^cannot read image n1/x.tif: .*" + message) as raised:
+    with pytest.raises(UserError, match="^cannot read image n1/x.tif: .*" + message) as refusal:
         stored(tiff(pixels), "n1/x.tif")
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_floats_within_a_level_of_the_range_are_rounding():
@@ -243,8 +243,8 @@ def test_twelve_bits_that_are_packed():
     """BitsPerSample 12: three bytes hold two values."""
     levels = values(12)
     first, second = levels[:, ::2], levels[:, 1::2]
-    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 2).reshape(SIZE, -1)
-    content = tiff(packed.astype(np.uint8), bits=12, t256=[SIZE])
+    octets = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 2).reshape(SIZE, -1)
+    content = tiff(octets.astype(np.uint8), bits=12, t256=[SIZE])
     assert Image.open(io.BytesIO(content)).mode == "I;16"
     assert (stored(content) == as_rgb(levels >> 4)).all()
 
@@ -261,13 +261,13 @@ def test_compressed_tiffs_and_portable_maps():
     Image.fromarray(values(16).astype(np.uint16)).save(buffer, "TIFF", compression="tiff_lzw")
     assert (stored(buffer.getvalue()) == as_rgb(values(16) >> 8)).all()
     # A strip packed by zlib, as libtiff's "Adobe deflate".
-    plain, pixels = tiff(values(12, 3).astype(np.uint16), t281=[4095] * 3), values(12, 3).astype("<u2").tobytes()
-    packed = zlib.compress(pixels)
-    deflated = tiff(values(12, 3).astype(np.uint16), t281=[4095] * 3, t259=[8], t279=[len(packed)])
-    assert plain.endswith(pixels) and (stored(plain) == values(12, 3) >> 4).all()
-    assert (stored(deflated.removesuffix(pixels) + packed) == values(12, 3) >> 4).all()
-    grey = b"P5 %d %d 4095\n" % (SIZE, SIZE) + values(12).astype(">u2").tobytes()
-    assert np.abs(stored(grey).astype(int) - as_rgb(values(12) >> 4)).max() <= 1
+    plain_tiff, pixels = tiff(values(12, 3).astype(np.uint16), t281=[4095] * 3), values(12, 3).astype("<u2").tobytes()
+    strip = zlib.compress(pixels)
+    deflate_tiff = tiff(values(12, 3).astype(np.uint16), t281=[4095] * 3, t259=[8], t279=[len(strip)])
+    assert plain_tiff.endswith(pixels) and (stored(plain_tiff) == values(12, 3) >> 4).all()
+    assert (stored(deflate_tiff.removesuffix(pixels) + strip) == values(12, 3) >> 4).all()
+    portable_map = b"P5 %d %d 4095\n" % (SIZE, SIZE) + values(12).astype(">u2").tobytes()
+    assert np.abs(stored(portable_map).astype(int) - as_rgb(values(12) >> 4)).max() <= 1
 
 
 def test_portable_maps_in_colour_are_refused_where_all_becomes_black():

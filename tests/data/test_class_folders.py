@@ -50,16 +50,16 @@ def listed(source):
 def test_a_folder_a_tar_and_training_agree(tmp_path, valid):
     """On the pictures, their numbers and labels, and on every line about what is passed over."""
     files = {name.replace("val/", f"{valid}/"): content for name, content in (SETS | MESS).items()}
-    found, notes = [], []
+    listings, notes = [], []
     for path in forms(tmp_path, files):
         notes.append([])
-        found.append(listed(find(path, note=notes[-1].append)))
+        listings.append(listed(find(path, note=notes[-1].append)))
     folder = Folder(tmp_path / "set", 24)
-    trained = {
+    expected = {
         name: [("/".join(Path(file).parts[-2:]), label) for file, label in zip(split.names, split.labels.tolist())]
         for name, split in folder.splits.items()
     }
-    assert found[0] == found[1] == trained and len(trained["train"]) == 8 and len(trained["val"]) == 7
+    assert listings[0] == listings[1] == expected and len(expected["train"]) == 8 and len(expected["val"]) == 7
     assert notes[0] == folder.passed_over and sorted(notes[1]) == sorted(notes[0])
     assert "passed over, hidden: 4 (.git, train/.DS_Store, train/cat/._1.png, train/dog/.thumbs)" in notes[0]
     assert "passed over, no split: 1 (runs/); read are train/, val/ (or valid/, validation/) and test/" in notes[0]
@@ -77,11 +77,11 @@ def test_what_was_read_before_keeps_its_numbers(tmp_path):
 
 
 def test_a_few_names_stand_for_many():
-    passed = PassedOver()
+    tally = PassedOver()
     for number in range(1234):
-        passed.add(NO_PICTURE, f"{number}.txt")
-    passed.add(OUTSIDE, "x" * 500 + "\n")
-    first, second = passed.lines()
+        tally.add(NO_PICTURE, f"{number}.txt")
+    tally.add(OUTSIDE, "x" * 500 + "\n")
+    first, second = tally.lines()
     assert first.startswith("passed over, no picture: 1,234 (0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 1,229 more); ")
     assert len(second) < 300 and second.isprintable()
 
@@ -125,11 +125,11 @@ def test_split_names_may_be_classes_where_there_is_no_train(tmp_path):
 @every("names", [["9.png", "x.JPG", "10.png"]])
 def test_unlabelled_test_pictures(tmp_path, names):
     """Left out and said; taken where that is asked for."""
-    flat = {f"test/{name}": image(7) for name in names} | {"test/notes.txt": b"", "test/.x": b""}
+    pictures = {f"test/{name}": image(7) for name in names} | {"test/notes.txt": b"", "test/.x": b""}
     (tmp_path / "none.tar").write_bytes(tar(SETS))
     with pytest.raises(UserError, match="no test images without labels; they lie in test/ itself"):
         find(tmp_path / "none.tar", unlabelled_test=True)
-    for path in forms(tmp_path, SETS | flat):
+    for path in forms(tmp_path, SETS | pictures):
         notes = []
         assert list(find(path, note=notes.append).splits) == ["train", "val"]
         assert any("without a class folder, so without a label: 3 (test/10.png, " in line for line in notes)

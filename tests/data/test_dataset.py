@@ -37,8 +37,8 @@ def stored(tmp_path, content, name="x.jpg", size=SIZE):
 
 
 def test_classes_and_labels_follow_the_order_of_the_names(tmp_path):
-    ignored = dict.fromkeys(("train/cat/.hidden.png", "train/cat/notes.txt", "train/list.txt", "train/.git/x.png"), b"")
-    root = write(tmp_path, small_set() | ignored | {"val/cat/upper.JPEG": encoded(noise(9, 9), "JPEG")})
+    extras = dict.fromkeys(("train/cat/.hidden.png", "train/cat/notes.txt", "train/list.txt", "train/.git/x.png"), b"")
+    root = write(tmp_path, small_set() | extras | {"val/cat/upper.JPEG": encoded(noise(9, 9), "JPEG")})
     folder = open_dataset(str(root), SIZE)
     assert folder.classes == ["ant", "cat"] and list(folder.splits) == ["train", "val"]
     train, val = folder.splits["train"], folder.splits["val"]
@@ -84,11 +84,11 @@ def test_the_fingerprint_sees_every_change_of_the_file_list(tmp_path):
         return Folder(root, SIZE).fingerprint
 
     files = small_set()
-    first = fingerprint(write(tmp_path / "0", files))
-    assert fingerprint(write(tmp_path / "again", files)) == first
+    original = fingerprint(write(tmp_path / "0", files))
+    assert fingerprint(write(tmp_path / "again", files)) == original
     shutil.copytree(tmp_path / "0", tmp_path / "elsewhere")  # with its times
-    assert Folder(tmp_path / "elsewhere", SIZE).fingerprint == first  # moving a set does not change it
-    for number, changed in enumerate(
+    assert Folder(tmp_path / "elsewhere", SIZE).fingerprint == original  # moving a set does not change it
+    for number, variant in enumerate(
         (
             files | {"train/cat/new.png": encoded(noise(3, 3))},
             files | {"val/cat/new.png": encoded(noise(3, 3))},
@@ -99,7 +99,7 @@ def test_the_fingerprint_sees_every_change_of_the_file_list(tmp_path):
         ),
         start=1,
     ):
-        assert fingerprint(write(tmp_path / str(number), changed)) != first, number
+        assert fingerprint(write(tmp_path / str(number), variant)) != original, number
 
 
 def test_a_picture_that_was_replaced_is_noticed_and_the_difference_said(tmp_path):
@@ -111,8 +111,8 @@ def test_a_picture_that_was_replaced_is_noticed_and_the_difference_said(tmp_path
     os.utime(place, ns=(0, place.stat().st_mtime_ns + 1))
     after = Folder(root, SIZE)
     assert difference(before.fingerprint, before) is None and after.fingerprint != before.fingerprint
-    said = difference(before.fingerprint, after)
-    assert "names and sizes of its pictures are the same, their times are not" in said and "cp -p" in said
+    message = difference(before.fingerprint, after)
+    assert "names and sizes of its pictures are the same, their times are not" in message and "cp -p" in message
     assert before.names_and_sizes == after.names_and_sizes and difference(before.names_and_sizes, after) is None
     place.write_bytes(content + b"more")
     assert difference(before.fingerprint, Folder(root, SIZE)) == "names or sizes of its pictures have changed"
@@ -153,10 +153,10 @@ def test_the_first_class_that_is_another_is_named(expected, classes, said):
 
 
 def refused(directory):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as refusal:
         Folder(directory, SIZE)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
 
 
 @every(
@@ -217,9 +217,9 @@ def test_a_pipe_is_not_read(tmp_path):
     ids=["truncated JPEG", "truncated PNG", "garbage", "empty", "JPEG header alone"],
 )
 def test_an_unreadable_image_is_named(tmp_path, content):
-    with pytest.raises(UserError, match="cannot read image .*train/a/broken.jpg: .") as raised:
+    with pytest.raises(UserError, match="cannot read image .*train/a/broken.jpg: .") as refusal:
         stored(tmp_path, content, "broken.jpg")
-    assert "\n" not in str(raised.value) and str(raised.value).count("broken.jpg") == 1
+    assert "\n" not in str(refusal.value) and str(refusal.value).count("broken.jpg") == 1
 
 
 def recording(split, log):

@@ -15,8 +15,8 @@ COUNT = 30_000  # some 14 a cell of the 2048: with uniform draws no cell stays e
 PRESETS = every("recipe", [paper(), source2012(), mini()], ids=["paper", "source2012", "mini"])
 
 
-def arrays(drawn):
-    return drawn.top, drawn.left, drawn.flip, drawn.colour
+def arrays(draw):
+    return draw.top, draw.left, draw.flip, draw.colour
 
 
 def independent_crops(recipe, epoch=1):
@@ -40,15 +40,15 @@ def agreement(a, b):
 @every("size", [1, 5, 32, 47])
 def test_the_batch_size_decides_nothing(recipe, size):
     images = order(recipe, 2, 100)
-    whole = draws(recipe, 2, images, np.arange(100))
+    draw = draws(recipe, 2, images, np.arange(100))
     parts = [draws(recipe, 2, images[i : i + size], np.arange(i, min(i + size, 100))) for i in range(0, 100, size)]
-    for one, many in zip(arrays(whole), zip(*map(arrays, parts), strict=True), strict=True):
-        assert np.array_equal(one, np.concatenate(many))
+    for array, pieces in zip(arrays(draw), zip(*map(arrays, parts), strict=True), strict=True):
+        assert np.array_equal(array, np.concatenate(pieces))
 
 
 def test_types_and_shapes():
-    drawn = draws(paper(), 1, np.arange(7), np.arange(7))
-    assert [(array.dtype.name, array.shape) for array in arrays(drawn)] == [
+    draw = draws(paper(), 1, np.arange(7), np.arange(7))
+    assert [(array.dtype.name, array.shape) for array in arrays(draw)] == [
         ("int64", (7,)),
         ("int64", (7,)),
         ("bool", (7,)),
@@ -59,38 +59,38 @@ def test_types_and_shapes():
 def test_an_image_keeps_its_draw_wherever_it_stands():
     """Without sharing, position does not matter."""
     images = np.arange(500)
-    there = draws(paper(), 3, images[::-1].copy(), images)
-    for a, b in zip(arrays(draws(paper(), 3, images, images)), arrays(there), strict=True):
+    other = draws(paper(), 3, images[::-1].copy(), images)
+    for a, b in zip(arrays(draws(paper(), 3, images, images)), arrays(other), strict=True):
         assert np.array_equal(a, b[::-1])
 
 
 @every("recipe, side", [(paper(), 32), (source2012(), 33), (mini(), 16)], ids=["paper", "source2012", "mini"])
 def test_every_crop_and_flip_is_equally_likely(recipe, side):
     """Paper 4.1: 32 x 32 x 2 = 2048. 2012 source: 33 x 33 x 2 = 2178. All of them occur, and no others."""
-    drawn = independent_crops(recipe)
-    for offset in (drawn.top, drawn.left):
+    draw = independent_crops(recipe)
+    for offset in (draw.top, draw.left):
         assert offset.min() == 0 and offset.max() == side - 1
-    cells = np.bincount((drawn.top * side + drawn.left) * 2 + drawn.flip, minlength=side * side * 2)
+    cells = np.bincount((draw.top * side + draw.left) * 2 + draw.flip, minlength=side * side * 2)
     assert len(cells) == side * side * 2 and cells.min() > 0
     expected, freedom = COUNT / len(cells), len(cells) - 1
     chi_square = ((cells - expected) ** 2 / expected).sum()
     assert abs(chi_square - freedom) < 5 * math.sqrt(2 * freedom)  # too even would be as wrong as too uneven
-    assert abs(drawn.flip.sum() - COUNT / 2) < 5 * math.sqrt(COUNT) / 2
+    assert abs(draw.flip.sum() - COUNT / 2) < 5 * math.sqrt(COUNT) / 2
 
 
 def test_fewer_positions_lie_around_the_centre():
     for positions, low, high in ((1, 16, 16), (9, 12, 20), (33, 0, 32)):
-        drawn = independent_crops(dataclasses.replace(paper(), crop_positions=positions))
-        assert {drawn.top.min(), drawn.left.min()} == {low} and {drawn.top.max(), drawn.left.max()} == {high}
+        draw = independent_crops(dataclasses.replace(paper(), crop_positions=positions))
+        assert {draw.top.min(), draw.left.min()} == {low} and {draw.top.max(), draw.left.max()} == {high}
 
 
 def test_2012_shares_crop_and_flip_among_32_places_and_colour_never():
     places = order(source2012(), 1, 3200)
-    drawn = draws(source2012(), 1, places, np.arange(3200))
-    groups = [array.reshape(100, 32) for array in (drawn.top, drawn.left, drawn.flip)]
+    draw = draws(source2012(), 1, places, np.arange(3200))
+    groups = [array.reshape(100, 32) for array in (draw.top, draw.left, draw.flip)]
     assert all((group == group[:, :1]).all() for group in groups)
     assert len({tuple(group[i, 0] for group in groups) for i in range(100)}) > 90  # of 2178: about 2 repetitions in 100
-    assert len(np.unique(drawn.colour, axis=0)) == 3200
+    assert len(np.unique(draw.colour, axis=0)) == 3200
 
 
 def test_2012_shares_by_place_in_the_order():
@@ -104,15 +104,15 @@ def test_2012_shares_by_place_in_the_order():
 
 @PRESETS
 def test_epochs_seeds_and_images_get_their_own_draws(recipe):
-    first = independent_crops(recipe)
+    own = independent_crops(recipe)
     chance = 1 / (2 * recipe.crop_positions**2)
     bound = chance + 5 * math.sqrt(chance / COUNT)
     for other in (independent_crops(recipe, epoch=2), independent_crops(dataclasses.replace(recipe, seed=1))):
-        assert 0 < agreement(first, other) < bound  # as often as independent draws agree
-        assert abs(np.corrcoef(first.colour.ravel(), other.colour.ravel())[0, 1]) < 5 / math.sqrt(3 * COUNT)
+        assert 0 < agreement(own, other) < bound  # as often as independent draws agree
+        assert abs(np.corrcoef(own.colour.ravel(), other.colour.ravel())[0, 1]) < 5 / math.sqrt(3 * COUNT)
     # Neighbours in the data set.
-    assert abs(np.corrcoef(first.top[1:], first.top[:-1])[0, 1]) < 5 / math.sqrt(COUNT)
-    assert abs(np.corrcoef(first.colour[1:, 0], first.colour[:-1, 0])[0, 1]) < 5 / math.sqrt(COUNT)
+    assert abs(np.corrcoef(own.top[1:], own.top[:-1])[0, 1]) < 5 / math.sqrt(COUNT)
+    assert abs(np.corrcoef(own.colour[1:, 0], own.colour[:-1, 0])[0, 1]) < 5 / math.sqrt(COUNT)
 
 
 @PRESETS
@@ -123,13 +123,13 @@ def test_flip_false_never_flips_and_moves_no_crop(recipe):
 
 
 def test_colour_factors_are_independent_standard_normals():
-    drawn = independent_crops(paper())
-    a, five = drawn.colour, 5 / math.sqrt(COUNT)
+    draw = independent_crops(paper())
+    a, five = draw.colour, 5 / math.sqrt(COUNT)
     assert (np.abs(a.mean(0)) < five).all()
     assert (np.abs((a**2).mean(0) - 1) < five * math.sqrt(2)).all()
     assert (np.abs((a**4).mean(0) - 3) < five * math.sqrt(96)).all()
     # The squares as well: two numbers of one Box-Muller pair could be uncorrelated and still depend on each other.
-    columns = [*a.T, *(a**2).T, drawn.top, drawn.left, drawn.flip]
+    columns = [*a.T, *(a**2).T, draw.top, draw.left, draw.flip]
     correlations = np.corrcoef(columns)
     for i in range(3):
         correlations[i, i + 3] = correlations[i + 3, i] = 0  # a factor and its own square
@@ -179,6 +179,6 @@ def test_the_colour_shift_by_hand(preset, shift, scale):
     """Components along R and G: what the factors 2 and -1 add to them, in grey levels, and what the picture is divided
     by."""
     statistics = Statistics(np.zeros((2, 2, 3)), np.array([0.04, 0.01, 0]), np.eye(3))
-    shifts, by = colour_shift(preset(), statistics, np.array([[2.0, -1.0, 7.0], [0.0, 0.0, 0.0]]), 0.1)
+    shifts, divisor = colour_shift(preset(), statistics, np.array([[2.0, -1.0, 7.0], [0.0, 0.0, 0.0]]), 0.1)
     assert shifts.dtype == np.float32 and shifts == pytest.approx(np.array([shift, (0, 0, 0)]), rel=1e-6)
-    assert by == pytest.approx(scale, rel=1e-6)
+    assert divisor == pytest.approx(scale, rel=1e-6)

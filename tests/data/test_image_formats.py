@@ -33,10 +33,10 @@ def recognised(content, name="x"):
 
 
 def refused(content):
-    with pytest.raises(UserError, match="^cannot read image x: ") as raised:
+    with pytest.raises(UserError, match="^cannot read image x: ") as refusal:
         stored(content)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
 
 
 @every("kind", FORMATS)
@@ -88,10 +88,10 @@ def test_a_gzipped_picture_is_a_picture():
 
 
 def tiff(**tags):
-    tagged = TiffImagePlugin.ImageFileDirectory_v2()
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
     for tag, value in tags.items():
-        tagged[int(tag[1:])] = value
-    return encoded(PICTURE, "TIFF", tiffinfo=tagged)
+        directory[int(tag[1:])] = value
+    return encoded(PICTURE, "TIFF", tiffinfo=directory)
 
 
 @every("content", [tiff(t254=1), b"II*\0\x10\0\0\0CR\2\0" + bytes(50), tiff(t50706=b"\1\4\0\0")])
@@ -178,9 +178,9 @@ def chunk(kind, data, crc=None):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
 
 
-def with_chunk(added):
+def with_chunk(extra):
     content = encoded(PICTURE)
-    return content[:33] + added + content[33:]  # behind IHDR
+    return content[:33] + extra + content[33:]  # behind IHDR
 
 
 VAST = zlib.compress(bytes(3 << 20))
@@ -226,9 +226,9 @@ def segment(marker, data):
     return bytes((0xFF, marker)) + struct.pack(">H", len(data) + 2) + data
 
 
-def jpeg_with(added):
+def jpeg_with(extra):
     content = encoded(PICTURE, "JPEG")
-    return content[:2] + added + content[2:]
+    return content[:2] + extra + content[2:]
 
 
 DAMAGED = {
@@ -248,16 +248,16 @@ def test_damaged_metadata_warn_of_nothing_and_spoil_no_jpeg(capfd, added):
     """Also where Python is told to make warnings errors."""
     expected = stored(encoded(PICTURE, "JPEG"))
     for action in ("error", "always"):
-        with warnings.catch_warnings(record=action == "always") as caught:
+        with warnings.catch_warnings(record=action == "always") as records:
             warnings.simplefilter(action)
             assert np.array_equal(stored(jpeg_with(DAMAGED[added])), expected)
-        assert not caught
+        assert not records
     assert capfd.readouterr() == ("", "")
 
 
 def test_damaged_exif_of_webp_warns_of_nothing(recwarn):
-    damaged = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
-    assert np.array_equal(stored(encoded(PICTURE, "WEBP", **LOSSLESS["WEBP"], exif=damaged)), PICTURE)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
+    assert np.array_equal(stored(encoded(PICTURE, "WEBP", **LOSSLESS["WEBP"], exif=exif)), PICTURE)
     assert not recwarn.list
 
 
@@ -277,8 +277,8 @@ def test_nothing_of_pillows_stays_changed():
 
 def with_more(kind, others=1, **options):
     """PICTURE, and other pictures behind it."""
-    more = [Image.fromarray(noise(SIZE, SIZE, seed=seed)) for seed in range(2, 2 + others)]
-    return encoded(PICTURE, kind, save_all=True, append_images=more, **options)
+    pictures = [Image.fromarray(noise(SIZE, SIZE, seed=seed)) for seed in range(2, 2 + others)]
+    return encoded(PICTURE, kind, save_all=True, append_images=pictures, **options)
 
 
 def pages(*kinds, big=False):
@@ -331,8 +331,8 @@ def round_and_round():
     """The directory of a TIFF names itself as the next."""
     content = bytearray(encoded(PICTURE, "TIFF"))
     place = int.from_bytes(content[4:8], "little")
-    behind = place + 2 + 12 * int.from_bytes(content[place : place + 2], "little")
-    content[behind : behind + 4] = content[4:8]
+    pointer = place + 2 + 12 * int.from_bytes(content[place : place + 2], "little")
+    content[pointer : pointer + 4] = content[4:8]
     return bytes(content)
 
 
@@ -342,8 +342,8 @@ def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(capsys
         picture = stored(make(), name)
         if not any(word in name for word in ("GIF", "JPEG", "portable")):
             assert np.array_equal(picture, PICTURE), name
-        said = "" if name.startswith("one: ") else f"{name}: several pictures in one file: the first is read\n"
-        assert capsys.readouterr().err == said, name
+        expected = "" if name.startswith("one: ") else f"{name}: several pictures in one file: the first is read\n"
+        assert capsys.readouterr().err == expected, name
     remarks.SEVERAL.forget()
     for number in range(8):
         stored(SEVERAL["TIFF"](), number)
@@ -355,7 +355,7 @@ def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(capsys
 
 def test_what_follows_the_first_picture_spoils_it_nowhere():
     """However the file is cut behind it."""
-    for make, alone in ((SEVERAL["GIF"], encoded(PICTURE, "GIF")), (SEVERAL["TIFF"], encoded(PICTURE, "TIFF"))):
+    for make, frame in ((SEVERAL["GIF"], encoded(PICTURE, "GIF")), (SEVERAL["TIFF"], encoded(PICTURE, "TIFF"))):
         content = make()
-        for end in range(len(alone) + 10, len(content), 37):
+        for end in range(len(frame) + 10, len(content), 37):
             assert np.array_equal(stored(content[:end]), stored(content)), end

@@ -61,14 +61,14 @@ def test_no_command_starts_so_many_processes(main, words, trained, data, tmp_pat
 
 def test_a_batch_that_memory_cannot_hold(trained, data, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "free_memory", lambda: 20_000)
-    few = ["--gpus", "cpu", "--workers", "0", "--data", str(data)]
+    options = ["--gpus", "cpu", "--workers", "0", "--data", str(data)]
     for main, words in (
         (train.main, [*TINY, "--out", str(tmp_path / "out")]),
         (evaluate.main, [str(trained)]),
         (retrieve.main, ["index", str(trained), "--out", str(tmp_path / "out")]),
     ):
         with pytest.raises(UserError, match="need .* GB of memory at least, and 0.0 GB are free; .* would fit$"):
-            main([*words, *few])
+            main([*words, *options])
     assert not (tmp_path / "out").exists()
 
 
@@ -99,22 +99,22 @@ def test_how_many_images_would_fit_is_said_and_fits(monkeypatch):
 
 def test_what_one_process_holds_at_a_time_is_counted(monkeypatch):
     """Of a minibatch in pieces only one piece is computed at a time; but all its images are read, and tested."""
-    whole = least_bytes(pipeline(10**6), 1000, True)
-    fixed, tested = (least_bytes(pipeline(10**6), images, False) for images in (0, 1000))
+    total = least_bytes(pipeline(10**6), 1000, True)
+    base, test_total = (least_bytes(pipeline(10**6), images, False) for images in (0, 1000))
     network, piece = least_bytes(pipeline(10**6), 0, True), least_bytes(pipeline(10**6), 100, True)
-    for pieces, least in (
-        (Pieces(0, 1, 1000), whole),
+    for pieces, bound in (
+        (Pieces(0, 1, 1000), total),
         (Pieces(1, 2), least_bytes(pipeline(10**6), 500, True)),
-        (Pieces(0, 10), max(piece, network + tested - fixed)),
-        (Pieces(3, 1000, 1), network + tested - fixed),
-        (Pieces(0, 2, 100), max(piece, network + tested - fixed)),
+        (Pieces(0, 10), max(piece, network + test_total - base)),
+        (Pieces(3, 1000, 1), network + test_total - base),
+        (Pieces(0, 2, 100), max(piece, network + test_total - base)),
     ):
-        found = least_bytes(pipeline(10**6), 1000, True, pieces)
-        assert least <= found < whole or pieces.microbatch == 1000 and found == whole, pieces
+        need = least_bytes(pipeline(10**6), 1000, True, pieces)
+        assert bound <= need < total or pieces.microbatch == 1000 and need == total, pieces
         for processes in (1, 3):
-            monkeypatch.setattr(limits, "free_memory", lambda: processes * found)
+            monkeypatch.setattr(limits, "free_memory", lambda: processes * need)
             refuse_batch(pipeline(10**6), 1000, True, pieces, processes)
-            monkeypatch.setattr(limits, "free_memory", lambda: processes * found - 1)
+            monkeypatch.setattr(limits, "free_memory", lambda: processes * need - 1)
             with pytest.raises(UserError, match=r"^batch size 1000: 1,000 images need .*; about \d+ would fit$"):
                 refuse_batch(pipeline(10**6), 1000, True, pieces, processes)
 
@@ -127,11 +127,11 @@ def test_a_network_that_memory_cannot_hold(monkeypatch):
 
 def test_nothing_is_refused_that_fits():
     """What is counted is less than a step keeps, and not by much."""
-    counted = step_memory(TwoTowerAlexNet(mini(), ("cpu", "cpu"), 10), 64)
-    fixed = least_bytes(pipeline(64), 0, True)
-    assert fixed == sum(3 * tower.weights for tower in counted)
-    kept = sum(tower.activations for tower in counted)
-    assert kept / 2 < least_bytes(pipeline(64), 64, True) - fixed < 1.1 * kept
+    towers = step_memory(TwoTowerAlexNet(mini(), ("cpu", "cpu"), 10), 64)
+    base = least_bytes(pipeline(64), 0, True)
+    assert base == sum(3 * tower.weights for tower in towers)
+    activations = sum(tower.activations for tower in towers)
+    assert activations / 2 < least_bytes(pipeline(64), 64, True) - base < 1.1 * activations
 
 
 def test_other_counts_of_memory(trained, data):
@@ -152,12 +152,12 @@ def test_few_open_files_are_one_line(data, tmp_path):
     """ulimit -n 24"""
     arguments, environment = process_of(data, tmp_path / "run", "--steps", "1", "--workers", "8")
     limit = (24, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    done = subprocess.run(
+    process = subprocess.run(
         arguments,
         env=environment,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limit),
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and "Traceback" not in done.stdout
-    assert re.fullmatch(r"error: [^\n]*[Tt]oo many open files; --workers 0 [^\n]*\n", done.stderr), done.stderr
+    assert process.returncode == 2 and "Traceback" not in process.stdout
+    assert re.fullmatch(r"error: [^\n]*[Tt]oo many open files; --workers 0 [^\n]*\n", process.stderr), process.stderr

@@ -176,14 +176,14 @@ def test_damage_in_a_prepared_set_is_named_before_the_first_step(sets, tmp_path,
 
 
 def test_a_set_that_memory_does_not_hold_is_checked_image_by_image(sets, tmp_path, monkeypatch):
-    whole = losses(sets["jpeg"], tmp_path / "whole", "--steps", "2")
+    expected = losses(sets["jpeg"], tmp_path / "whole", "--steps", "2")
     monkeypatch.setattr(survey, "free_memory", lambda: 100)
     monkeypatch.setattr(survey, "read_through", lambda *_: pytest.fail("it was read through"))
-    assert losses(sets["jpeg"], tmp_path / "run", "--steps", "2") == whole
+    assert losses(sets["jpeg"], tmp_path / "run", "--steps", "2") == expected
 
 
 def test_a_run_on_a_prepared_set_is_tested_on_it(sets, tmp_path, capsys):
-    finished = losses(sets["jpeg"], tmp_path / "run")
+    records = losses(sets["jpeg"], tmp_path / "run")
     assert evaluate.main([str(tmp_path / "run"), "--gpus", "cpu"]) == 0
-    printed = capsys.readouterr().out
-    assert f"top-1 error {finished[-1][2]:6.2f} %" in printed.splitlines()[-1]
+    output = capsys.readouterr().out
+    assert f"top-1 error {records[-1][2]:6.2f} %" in output.splitlines()[-1]

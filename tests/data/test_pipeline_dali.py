@@ -49,12 +49,12 @@ def test_every_batch_is_that_of_pytorch_to_the_bit(sources, preset, source):
     expected = list(
         pipeline(TorchPipeline, sources[source], tiny(preset), devices=("cpu", "cpu")).train(0, 3, NOISE.get)
     )
-    found = list(
+    batches = list(
         pipeline(DaliPipeline, sources[source], tiny(preset), 2, devices=("cpu", "cpu")).train(0, 3, NOISE.get)
     )
-    assert [(batch.epoch, len(batch.labels)) for batch in found] == [(e, n) for e in (1, 2, 3) for n in (8, 8, 5)]
-    assert same(found, expected) and len(found[0].images) == 2
-    assert all(batch.images[0].is_contiguous(memory_format=torch.channels_last) for batch in found)
+    assert [(batch.epoch, len(batch.labels)) for batch in batches] == [(e, n) for e in (1, 2, 3) for n in (8, 8, 5)]
+    assert same(batches, expected) and len(batches[0].images) == 2
+    assert all(batch.images[0].is_contiguous(memory_format=torch.channels_last) for batch in batches)
 
 
 @pytest.mark.process
@@ -63,8 +63,8 @@ def test_every_batch_is_that_of_pytorch_to_the_bit(sources, preset, source):
 @SOURCES
 def test_every_view_is_that_of_pytorch_to_the_bit(sources, preset, source):
     expected = views_of(pipeline(TorchPipeline, sources[source], tiny(preset), devices=("cpu", "cpu")))
-    found = views_of(pipeline(DaliPipeline, sources[source], tiny(preset), 2, devices=("cpu", "cpu")))
-    assert [len(labels) for _, labels in found] == [4, 4, 3] and same_views(found, expected)
+    batches = views_of(pipeline(DaliPipeline, sources[source], tiny(preset), 2, devices=("cpu", "cpu")))
+    assert [len(labels) for _, labels in batches] == [4, 4, 3] and same_views(batches, expected)
 
 
 @pytest.mark.run
@@ -74,17 +74,17 @@ def test_every_view_is_that_of_pytorch_to_the_bit(sources, preset, source):
 @every("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_every_type_and_layout_is_that_of_pytorch_to_the_bit(sources, preset, dtype, memory_format):
     options = {"dtype": dtype, "memory_format": memory_format}
-    expected, found = (
+    expected, batches = (
         list(pipeline(kind, sources["jpeg"], tiny(preset), **options).train(0, 1, tenth))
         for kind in (TorchPipeline, DaliPipeline)
     )
-    assert same(found, expected) and all(batch.images[0].dtype == dtype for batch in found)
-    assert all(batch.images[0].is_contiguous(memory_format=memory_format) for batch in found)
-    expected, found = (
+    assert same(batches, expected) and all(batch.images[0].dtype == dtype for batch in batches)
+    assert all(batch.images[0].is_contiguous(memory_format=memory_format) for batch in batches)
+    expected, batches = (
         views_of(pipeline(kind, sources["pixels"], tiny(preset), **options), which=centre_view(tiny(preset)))
         for kind in (TorchPipeline, DaliPipeline)
     )
-    assert same_views(found, expected) and found[0][0][0][0].dtype == dtype
+    assert same_views(batches, expected) and batches[0][0][0][0].dtype == dtype
 
 
 @pytest.mark.run
@@ -104,11 +104,11 @@ def test_every_type_and_layout_is_that_of_pytorch_to_the_bit(sources, preset, dt
     ],
 )
 def test_every_recipe_is_that_of_pytorch_to_the_bit(sources, changes):
-    expected, found = (
+    expected, batches = (
         list(pipeline(kind, sources["jpeg"], tiny(paper, **changes)).train(0, 2, NOISE.get))
         for kind in (TorchPipeline, DaliPipeline)
     )
-    assert same(found, expected)
+    assert same(batches, expected)
 
 
 @pytest.mark.run
@@ -117,33 +117,33 @@ def test_every_recipe_is_that_of_pytorch_to_the_bit(sources, changes):
 def test_every_kind_of_jpeg_is_decoded_as_pillow_does_to_the_bit(monkeypatch, size):
     monkeypatch.setattr(ImageFile, "MAXBLOCK", 2**20)  # Pillow writes noise only into a larger buffer
     noise = np.random.default_rng(2).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    smooth = np.stack(
-        [np.add.outer(np.arange(size), np.arange(size) * factor) % 256 for factor in (1, 2, 5)], 2
-    ).astype(np.uint8)
-    turned = Image.Exif()
-    turned[ORIENTATION] = 6
+    ramp = np.stack([np.add.outer(np.arange(size), np.arange(size) * factor) % 256 for factor in (1, 2, 5)], 2).astype(
+        np.uint8
+    )
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
     files = [
         jpeg(pixels, quality=quality, subsampling=subsampling, progressive=progressive)
-        for pixels in (noise, smooth)
+        for pixels in (noise, ramp)
         for quality in (30, 75, 85, 95, 100)
         for subsampling in (0, 1, 2)
         for progressive in (False, True)
     ]
     files += [
-        jpeg(smooth, exif=turned),
-        jpeg(smooth[:, :, 0]),
-        jpeg(smooth, optimize=True),
-        jpeg(smooth, restart_marker_rows=1),
-        jpeg(smooth, keep_rgb=True),
+        jpeg(ramp, exif=exif),
+        jpeg(ramp[:, :, 0]),
+        jpeg(ramp, optimize=True),
+        jpeg(ramp, restart_marker_rows=1),
+        jpeg(ramp, keep_rgb=True),
         jpeg(noise) + b"trailing",
     ]
     recipe = tiny(paper, stored_size=size, crop_size=size, crop_positions=1, batch_size=len(files))
-    plain = dataclasses.replace(fitted(), mean=np.zeros((size, size, 3)))
-    expected, found = (
-        list(pipeline(kind, in_memory(Jpegs(files, size)), recipe, statistics=plain).train(0, 1, lambda epoch: 0.0))
+    moments = dataclasses.replace(fitted(), mean=np.zeros((size, size, 3)))
+    expected, batches = (
+        list(pipeline(kind, in_memory(Jpegs(files, size)), recipe, statistics=moments).train(0, 1, lambda epoch: 0.0))
         for kind in (TorchPipeline, DaliPipeline)
     )
-    assert same(found, expected)
+    assert same(batches, expected)
 
 
 @needs_dali
@@ -170,10 +170,10 @@ def test_the_number_of_threads_decides_nothing(sources, preset, source):
 @PRESETS
 def test_a_start_at_step_k_skips_k_batches(sources, preset):
     reader = pipeline(DaliPipeline, sources["jpeg"], tiny(preset))
-    whole = list(reader.train(0, 2, tenth))
-    assert len(whole) == 6 and not same(whole[:3], whole[3:])
+    batches = list(reader.train(0, 2, tenth))
+    assert len(batches) == 6 and not same(batches[:3], batches[3:])
     for step in range(8):
-        assert same(list(reader.train(step, 2, tenth)), whole[step:])
+        assert same(list(reader.train(step, 2, tenth)), batches[step:])
 
 
 @needs_dali
@@ -181,14 +181,14 @@ def test_a_view_is_made_when_it_is_asked_for(sources, monkeypatch):
     """Views that nobody wants cost nothing, and leave the next batch as it is."""
     reader = pipeline(DaliPipeline, sources["jpeg"], tiny(paper))
     expected, which = views_of(reader), ten_views(reader.recipe)
-    fed, feed = [], pipeline_dali.DaliOnDevice.feed
+    calls, feed = [], pipeline_dali.DaliOnDevice.feed
     monkeypatch.setattr(
-        pipeline_dali.DaliOnDevice, "feed", lambda self, inputs: (fed.append(sorted(inputs)), feed(self, inputs))
+        pipeline_dali.DaliOnDevice, "feed", lambda self, inputs: (calls.append(sorted(inputs)), feed(self, inputs))
     )
     for number, (views, _) in enumerate(reader.views("val", 4, which)):
-        for wanted in range(number + 1):
-            assert torch.equal(next(views)[0], expected[number][0][wanted][0])
-    assert number == 2 and fed.count(["jpeg"]) == 3 and len(fed) == 3 + 1 + 2 + 3
+        for index in range(number + 1):
+            assert torch.equal(next(views)[0], expected[number][0][index][0])
+    assert number == 2 and calls.count(["jpeg"]) == 3 and len(calls) == 3 + 1 + 2 + 3
 
 
 @needs_dali
@@ -201,8 +201,8 @@ def test_a_full_cache_is_read(root, tmp_path, workers):
         for index in range(len(split)):
             split.read(index)
     shutil.rmtree(copy)
-    found = list(pipeline(DaliPipeline, folder, tiny(paper), workers).train(0, 1, tenth))
-    assert same(found, list(pipeline(TorchPipeline, Folder(root, STORED), tiny(paper)).train(0, 1, tenth)))
+    batches = list(pipeline(DaliPipeline, folder, tiny(paper), workers).train(0, 1, tenth))
+    assert same(batches, list(pipeline(TorchPipeline, Folder(root, STORED), tiny(paper)).train(0, 1, tenth)))
 
 
 @needs_dali
@@ -236,10 +236,10 @@ def fed_ahead(dataset, recipe, **options):
 def test_a_thread_makes_the_same_batches_from_any_step(sources, nothing_stays, monkeypatch, preset, source):
     """Batches are drawn for two at a time, of one epoch or of two."""
     monkeypatch.setattr(batches_module, "DRAWN_AT_ONCE", 2)
-    whole = list(pipeline(TorchPipeline, sources[source], tiny(preset), devices=("cpu", "cpu")).train(0, 3, NOISE.get))
+    run = list(pipeline(TorchPipeline, sources[source], tiny(preset), devices=("cpu", "cpu")).train(0, 3, NOISE.get))
     reader = fed_ahead(sources[source], tiny(preset), devices=("cpu", "cpu"))
     for step in (0, 1, 2, 3, 7, 9):
-        assert same(list(reader.train(step, 3, NOISE.get)), whole[step:])
+        assert same(list(reader.train(step, 3, NOISE.get)), run[step:])
 
 
 @pytest.mark.process
@@ -247,48 +247,48 @@ def test_a_thread_makes_the_same_batches_from_any_step(sources, nothing_stays, m
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
 def test_the_training_neither_feeds_dali_nor_takes_from_it(sources, nothing_stays, monkeypatch):
     """But for a folder's files: the processes that read them are started and watched by the thread that trains."""
-    seen = set()
+    calls = set()
     for name in ("feed", "take"):
 
         def wrapped(*arguments, call=getattr(pipeline_dali.DaliOnDevice, name), name=name):
-            seen.add((name, threading.current_thread().name))
+            calls.add((name, threading.current_thread().name))
             return call(*arguments)
 
         monkeypatch.setattr(pipeline_dali.DaliOnDevice, name, wrapped)
     for source in ("jpeg", "pixels", "files"):
-        seen.clear()
+        calls.clear()
         list(fed_ahead(sources[source], tiny(paper)).train(0, 1, tenth))
         thread = "MainThread" if source == "files" else "batches ahead"
-        assert seen == {("feed", thread), ("take", thread)}
+        assert calls == {("feed", thread), ("take", thread)}
 
 
 @needs_dali
 def test_numbers_are_drawn_for_many_batches_at_once(sources, monkeypatch):
-    drawn, draws = [], augmentation.draws
+    counts, draws = [], augmentation.draws
     monkeypatch.setattr(
-        batches_module, "draws", lambda *arguments: drawn.append(len(arguments[2])) or draws(*arguments)
+        batches_module, "draws", lambda *arguments: counts.append(len(arguments[2])) or draws(*arguments)
     )
     assert len(list(pipeline(DaliPipeline, sources["jpeg"], tiny(paper)).train(1, 3, tenth))) == 8
-    assert drawn == [13, 21, 21]  # what is left of an epoch, and two whole ones
+    assert counts == [13, 21, 21]  # what is left of an epoch, and two whole ones
 
 
 @needs_dali
 def test_views_are_made_while_a_thread_makes_batches(sources, nothing_stays):
     reader = fed_ahead(sources["jpeg"], tiny(paper))
     expected, views = list(reader.train(0, 4, tenth)), views_of(reader)
-    found = []
+    batches = []
     for number, batch in enumerate(reader.train(0, 4, tenth)):
-        found.append(batch)
+        batches.append(batch)
         if number % 4 == 1:
             assert same_views(views_of(reader), views)
-    assert same(found, expected)
+    assert same(batches, expected)
 
 
 @needs_no_gpu
 def test_a_gpu_that_is_not_there_is_one_line():
-    with pytest.raises(UserError, match="no CUDA device cuda:1.*--gpus cpu") as raised:
+    with pytest.raises(UserError, match="no CUDA device cuda:1.*--gpus cpu") as refusal:
         DaliPipeline(None, paper(), ["cpu", "cuda:1"], 2)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(refusal.value)
 
 
 @needs_no_gpu
@@ -312,9 +312,9 @@ def test_on_a_gpu_the_same_pixels_give_the_same_images(sources, nothing_stays, p
             pipeline(kind, sources[source], tiny(preset), 2, ("cuda:0", "cpu"), dtype=dtype)
             for kind in (DaliPipeline, TorchPipeline)
         ]
-        found, expected = (list(reader.train(0, 3, NOISE.get)) for reader in readers)
-        assert len(found) == 9 and found[0].images[0].device.type == "cuda" and found[0].labels.device.type == "cuda"
-        for a, b in zip(found, expected, strict=True):
+        own, expected = (list(reader.train(0, 3, NOISE.get)) for reader in readers)
+        assert len(own) == 9 and own[0].images[0].device.type == "cuda" and own[0].labels.device.type == "cuda"
+        for a, b in zip(own, expected, strict=True):
             assert torch.equal(a.labels, b.labels) and torch.equal(a.images[1], b.images[1])
             assert (a.images[0].float() - b.images[0].float()).abs().max() <= bound
         for (a, labels), (b, others) in zip(*(views_of(reader) for reader in readers), strict=True):
@@ -330,10 +330,10 @@ def photographs(count):
     """JPEG files of smooth 256x256 pictures with a little noise, as photographs are, in the usual qualities."""
     random, files = np.random.default_rng(7), []
     for number in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (17, 17, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((256, 256), Image.Resampling.BICUBIC)) + random.normal(0, 4, (256, 256, 3))
+        thumbnail = Image.fromarray(random.integers(0, 256, (17, 17, 3), dtype=np.uint8))
+        pixels = np.asarray(thumbnail.resize((256, 256), Image.Resampling.BICUBIC)) + random.normal(0, 4, (256, 256, 3))
         files.append(
-            jpeg(smooth.clip(0, 255).astype(np.uint8), quality=(75, 85, 95)[number % 3], subsampling=(0, 2)[number % 2])
+            jpeg(pixels.clip(0, 255).astype(np.uint8), quality=(75, 85, 95)[number % 3], subsampling=(0, 2)[number % 2])
         )
     return files
 
@@ -353,26 +353,26 @@ def test_the_jpeg_decoder_of_a_gpu_is_close_to_pillow(record_property, nothing_s
         for kind, device in ((DaliPipeline, "cuda:0"), (TorchPipeline, "cpu"))
     )
     levels = (on_gpu - on_cpu).abs().flatten().double().numpy()
-    found = {"mean": levels.mean(), "99.9th percentile": np.quantile(levels, 0.999), "largest": levels.max()}
-    print("grey levels between the decoders:", found)
-    record_property("grey_levels", found)
-    assert found["mean"] < 1 and found["99.9th percentile"] <= 4
+    differences = {"mean": levels.mean(), "99.9th percentile": np.quantile(levels, 0.999), "largest": levels.max()}
+    print("grey levels between the decoders:", differences)
+    record_property("grey_levels", differences)
+    assert differences["mean"] < 1 and differences["99.9th percentile"] <= 4
 
 
 @needs_gpu
 def test_on_a_gpu_a_picture_is_decoded_alike_wherever_it_lies_in_a_batch(nothing_stays):
     """In the order of two epochs, and in batches of other sizes."""
-    decoded = []
+    epochs = []
     for size in (128, 50, 7, 1):
         recipe, files = dataclasses.replace(WHOLE, batch_size=size), photographs(128)
         reader = pipeline(DaliPipeline, in_memory(Jpegs(files, 256)), recipe, 2, ["cuda:0"], PLAIN)
         for epoch in (1, 2):
-            decoded.append({})
+            epochs.append({})
             for batch in reader.train((epoch - 1) * -(-128 // size), epoch, lambda epoch: 0.0):
-                decoded[-1] |= zip(batch.numbers.tolist(), batch.images[0].cpu())
-    assert all(len(pictures) == 128 for pictures in decoded)
-    for number, picture in decoded[0].items():
-        assert all(torch.equal(pictures[number], picture) for pictures in decoded), number
+                epochs[-1] |= zip(batch.numbers.tolist(), batch.images[0].cpu())
+    assert all(len(pictures) == 128 for pictures in epochs)
+    for number, picture in epochs[0].items():
+        assert all(torch.equal(pictures[number], picture) for pictures in epochs), number
 
 
 @needs_dali
@@ -380,23 +380,23 @@ def test_the_decoder_of_a_gpu_gives_no_part_of_a_batch_to_another_engine(monkeyp
     """Without a GPU: what DALI is asked for, which knows all of these options."""
     from nvidia.dali import Pipeline, fn
 
-    asked, image = [], fn.decoders.image
-    monkeypatch.setattr(fn.decoders, "image", lambda jpegs, **options: asked.append(options) or image(jpegs, **options))
+    calls, image = [], fn.decoders.image
+    monkeypatch.setattr(fn.decoders, "image", lambda jpegs, **options: calls.append(options) or image(jpegs, **options))
     reader = DaliPipeline(None, paper(), ["cpu"], 2)
     with Pipeline(4, 1, None):
         reader._decoded(SimpleNamespace(on_gpu=True, input=lambda *_: fn.external_source(name="jpeg")), "jpeg")
-    assert asked[0]["device"] == "mixed" and asked[0]["hw_decoder_load"] == 0
+    assert calls[0]["device"] == "mixed" and calls[0]["hw_decoder_load"] == 0
 
 
 @needs_gpu
 def test_on_a_gpu_batches_stay_as_they_are_while_later_ones_are_made(nothing_stays):
     recipe = tiny(paper, stored_size=256, crop_size=224)
     reader = pipeline(DaliPipeline, in_memory(Jpegs(photographs(21), 256)), recipe, 2, ["cuda:0"], PLAIN)
-    kept, copies = [], []
+    tensors, copies = [], []
     for batch in reader.train(0, 20, tenth):
-        kept.append(batch.images[0])
+        tensors.append(batch.images[0])
         copies.append(batch.images[0].clone())
-    assert len(kept) == 60 and all(torch.equal(images, copy) for images, copy in zip(kept, copies, strict=True))
+    assert len(tensors) == 60 and all(torch.equal(images, copy) for images, copy in zip(tensors, copies, strict=True))
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):  # what is current when a batch is asked for
         others = [batch.images[0].clone() for batch in reader.train(0, 20, tenth)]
@@ -407,23 +407,23 @@ def test_on_a_gpu_batches_stay_as_they_are_while_later_ones_are_made(nothing_sta
 @needs_dali
 def test_a_batch_is_taken_over_where_its_device_is_the_current_one(monkeypatch):
     """Without a GPU. DALI lets a stream wait whose handle, where it is the default one, is the same on every device."""
-    current = []
+    stack = []
 
     @contextmanager
     def on(device):
-        current.append(torch.device(device))
+        stack.append(torch.device(device))
         yield
-        current.pop()
+        stack.pop()
 
-    class Made:
+    class Output:
         def __init__(self, device):
             self.device = device
 
         def as_tensor(self):
             return self
 
-    def taken(made):
-        assert current[-1:] == [made.device]
+    def convert(output):
+        assert stack[-1:] == [output.device]
         return torch.zeros(2, 4, 4, 3)
 
     class Stream:
@@ -434,9 +434,9 @@ def test_a_batch_is_taken_over_where_its_device_is_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: Stream())
-    monkeypatch.setattr(torch, "from_dlpack", taken)
+    monkeypatch.setattr(torch, "from_dlpack", convert)
     reader = DaliPipeline(None, paper(), devices, 2)
-    images = reader._on_each_tower({device: Made(device) for device in devices}, reader._nothing_lent())
+    images = reader._on_each_tower({device: Output(device) for device in devices}, reader._nothing_lent())
     assert [image.shape for image in images] == [(2, 3, 4, 4)] * 2
 
 
@@ -461,12 +461,12 @@ def test_what_is_lent_to_a_gpu_stays_until_its_stream_has_come_that_far(monkeypa
     events = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream())
-    lent, things = pipeline_dali.Lent(torch.device("cuda:1")), [np.zeros(1) for _ in range(4)]
-    alive = [weakref.ref(thing) for thing in things]
-    while things:
-        lent.keep(things.pop(0))
-        if len(things) == 2:
+    loans, arrays = pipeline_dali.Lent(torch.device("cuda:1")), [np.zeros(1) for _ in range(4)]
+    references = [weakref.ref(array) for array in arrays]
+    while arrays:
+        loans.keep(arrays.pop(0))
+        if len(arrays) == 2:
             events[0].reached = True
-    assert [one() is not None for one in alive] == [False, True, True, True]
-    lent.wait()
-    assert all(event.reached for event in events) and not any(one() is not None for one in alive)
+    assert [reference() is not None for reference in references] == [False, True, True, True]
+    loans.wait()
+    assert all(event.reached for event in events) and not any(reference() is not None for reference in references)

@@ -90,14 +90,14 @@ def odd_images(folder):
         random.integers(0, 256, (50, 61, 3), dtype=np.uint8),
         random.integers(0, 256, (44, 44), dtype=np.uint8),
     )
-    turned = Image.Exif()
-    turned[ORIENTATION] = 6
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
     Image.fromarray(grey).save(folder / "grey.jpg")
     Image.fromarray(colour).convert("CMYK").save(folder / "cmyk.jpg")
     Image.fromarray(random.integers(0, 256, (50, 61, 4), dtype=np.uint8), "RGBA").save(folder / "alpha.png")
     Image.fromarray(random.integers(0, 65536, (47, 50)).astype(np.uint16)).save(folder / "deep.png")
     Image.fromarray(colour).save(folder / "png.JPEG", "PNG")
-    Image.fromarray(colour).save(folder / "turned.jpg", exif=turned)
+    Image.fromarray(colour).save(folder / "turned.jpg", exif=exif)
     Image.fromarray(colour[:1, :1]).save(folder / "one.png")
     Image.fromarray(colour).quantize(16).save(folder / "palette.png")
 
@@ -109,11 +109,11 @@ def test_odd_but_valid_images_are_read_alike(root, tmp_path, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
     for split in ("train", "val"):
         odd_images(copy / split / "ant")
-    expected, found = (
+    expected, reader = (
         pipeline(kind, Folder(copy, STORED), tiny(paper), workers) for kind in (TorchPipeline, DaliPipeline)
     )
-    assert same(list(found.train(0, 1, tenth)), list(expected.train(0, 1, tenth)))
-    assert same_views(views_of(found), views_of(expected))
+    assert same(list(reader.train(0, 1, tenth)), list(expected.train(0, 1, tenth)))
+    assert same_views(views_of(reader), views_of(expected))
 
 
 def huge_header():
@@ -140,32 +140,32 @@ def test_an_unreadable_image_is_named_in_one_line_when_its_batch_is_due(
     """The batches before it come. Afterwards the same pipeline reads what is whole again."""
     copy = shutil.copytree(root, tmp_path / "copy")
     folder, recipe = Folder(copy, STORED), tiny(paper)
-    good = list(pipeline(TorchPipeline, Folder(root, STORED), recipe).train(0, 1, tenth))
-    broken = folder.splits["train"].files[order(recipe, 1, TRAIN)[-1]]
-    whole = broken.read_bytes()
+    expected = list(pipeline(TorchPipeline, Folder(root, STORED), recipe).train(0, 1, tenth))
+    path = folder.splits["train"].files[order(recipe, 1, TRAIN)[-1]]
+    content = path.read_bytes()
     if damage is None:
-        broken.unlink()
+        path.unlink()
     else:
-        broken.write_bytes(whole[damage] if isinstance(damage, slice) else damage)
+        path.write_bytes(content[damage] if isinstance(damage, slice) else damage)
     reader = pipeline(kind, folder, recipe, workers)
     batches, error = until_error(reader.train(0, 1, tenth))
     nothing_stays()  # although the error is still there
-    assert str(error).startswith(f"cannot read image {broken}: ") and "\n" not in str(error)
-    assert same(batches, good[:2])
-    broken.write_bytes(whole)
-    assert same(list(reader.train(0, 1, tenth)), good)
-    last = copy / "val" / "bee" / f"{VAL - 1}.png"
-    last.write_bytes(b"not an image")
+    assert str(error).startswith(f"cannot read image {path}: ") and "\n" not in str(error)
+    assert same(batches, expected[:2])
+    path.write_bytes(content)
+    assert same(list(reader.train(0, 1, tenth)), expected)
+    last_path = copy / "val" / "bee" / f"{VAL - 1}.png"
+    last_path.write_bytes(b"not an image")
     batches, error = until_error((list(views), labels) for views, labels in reader.views("val", 4, ten_views(recipe)))
-    assert str(error).startswith(f"cannot read image {last}: ") and len(batches) == 2
+    assert str(error).startswith(f"cannot read image {last_path}: ") and len(batches) == 2
 
 
 DAMAGE = {
-    "empty": lambda whole: b"",
-    "garbage": lambda whole: b"not an image" * 50,
-    "half": lambda whole: whole[: len(whole) // 2],
-    "no end": lambda whole: whole[:-30],
-    "tables": lambda whole: whole[:30] + bytes(100) + whole[130:],
+    "empty": lambda content: b"",
+    "garbage": lambda content: b"not an image" * 50,
+    "half": lambda content: content[: len(content) // 2],
+    "no end": lambda content: content[:-30],
+    "tables": lambda content: content[:30] + bytes(100) + content[130:],
 }
 
 
@@ -176,17 +176,17 @@ DAMAGE = {
 def test_a_jpeg_that_no_decoder_takes_is_named(nothing_stays, kind, workers, damage):
     """Such as a set whose checksums were made to fit would hold."""
     split, recipe = jpegs("train", TRAIN), tiny(paper)
-    good = list(pipeline(TorchPipeline, in_memory(split), recipe).train(0, 1, tenth))
-    bad = order(recipe, 1, TRAIN)[10]
-    split.files[bad] = DAMAGE[damage](split.files[bad])
+    expected = list(pipeline(TorchPipeline, in_memory(split), recipe).train(0, 1, tenth))
+    index = order(recipe, 1, TRAIN)[10]
+    split.files[index] = DAMAGE[damage](split.files[index])
     reader = pipeline(kind, in_memory(split), recipe, workers)
     batches, error = until_error(reader.train(0, 1, tenth))
     nothing_stays()
-    assert str(error).startswith(f"cannot read image image {bad}: ") and "\n" not in str(error)
+    assert str(error).startswith(f"cannot read image image {index}: ") and "\n" not in str(error)
     assert "DALI" not in str(error)  # what Pillow finds says more
-    assert same(batches, good[:1])
+    assert same(batches, expected[:1])
     _, error = until_error(reader.views("val", 4, centre_view(recipe)))
-    assert str(error).startswith(f"cannot read image image {bad}: ")
+    assert str(error).startswith(f"cannot read image image {index}: ")
 
 
 @FED
@@ -215,9 +215,9 @@ def test_leaving_early_leaves_nothing(sources, nothing_stays, kind, source, work
     """Closed, dropped, or left by an exception, in the first batch or later; and the next one works."""
     reader = pipeline(kind, sources[source], tiny(paper), workers)
     expected = list(reader.train(0, 1, tenth))
-    for taken in (0, 1, 2, 3):
+    for count in (0, 1, 2, 3):
         batches = reader.train(0, 2, tenth)
-        for _ in range(taken):
+        for _ in range(count):
             next(batches)
         batches.close()
         nothing_stays()
@@ -240,14 +240,14 @@ def test_leaving_early_leaves_nothing(sources, nothing_stays, kind, source, work
 @every("source", ["files", "jpeg"])
 def test_training_goes_on_while_validation_starts_and_ends_processes(sources, nothing_stays, kind, source):
     """Processes are forked while DALI's threads are at work: none of them may wait for a lock that a thread held."""
-    trainer, tester = (pipeline(kind, sources[held], tiny(paper), 2) for held in (source, "files"))
+    trainer, tester = (pipeline(kind, sources[name], tiny(paper), 2) for name in (source, "files"))
     expected, views = list(trainer.train(0, 6, tenth)), views_of(tester)
-    found = []
+    batches = []
     for number, batch in enumerate(trainer.train(0, 6, tenth)):
-        found.append(batch)
+        batches.append(batch)
         if number % 2:
             assert same_views(views_of(tester), views)
-    assert same(found, expected)
+    assert same(batches, expected)
 
 
 SCRIPT = """
@@ -351,6 +351,6 @@ def test_without_dali_the_error_says_how_to_install_it(monkeypatch):
 def test_a_dali_that_cannot_be_loaded_is_one_line(monkeypatch):
     monkeypatch.setattr(pipeline_dali, "available", lambda: True)
     monkeypatch.setitem(sys.modules, "nvidia.dali.fn", None)  # the import statement then raises ImportError
-    with pytest.raises(UserError, match="DALI can't be loaded.*--pipeline torch") as raised:
+    with pytest.raises(UserError, match="DALI can't be loaded.*--pipeline torch") as refusal:
         DaliPipeline(None, paper(), ["cpu"], 2)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(refusal.value)

@@ -96,7 +96,7 @@ def as_defined(dataset, recipe, **options):
 
 def views(pipeline, which, batch_size=4):
     with closing(pipeline.views("val", batch_size, which)) as batches:
-        return [([towers[0].clone() for towers in made], labels) for made, labels in batches]
+        return [([towers[0].clone() for towers in crops], labels) for crops, labels in batches]
 
 
 @PRESETS
@@ -105,10 +105,10 @@ def test_the_batches_are_those_of_the_definition(dataset, preset, way, workers):
     """Three epochs with noise, without and with more; the last batch of each has five images."""
     recipe, noise = tiny(preset), {1: 0.1, 2: 0.0, 3: 0.3}
     expected = list(as_defined(dataset, recipe).train(0, 3, noise.get))
-    found = list(raw(dataset, recipe, workers, way=way).train(0, 3, noise.get))
-    assert [(batch.epoch, len(batch.labels)) for batch in found] == [(e, n) for e in (1, 2, 3) for n in (8, 8, 5)]
-    assert same(found, expected) and found[0].images[0].is_contiguous(memory_format=torch.channels_last)
-    assert not same(found[:3], found[3:6])
+    batches = list(raw(dataset, recipe, workers, way=way).train(0, 3, noise.get))
+    assert [(batch.epoch, len(batch.labels)) for batch in batches] == [(e, n) for e in (1, 2, 3) for n in (8, 8, 5)]
+    assert same(batches, expected) and batches[0].images[0].is_contiguous(memory_format=torch.channels_last)
+    assert not same(batches[:3], batches[3:6])
 
 
 @PRESETS
@@ -120,13 +120,13 @@ def test_what_is_left_to_the_step_makes_the_same_images(dataset, preset, dtype, 
     recipe, noise, options = tiny(preset), {1: 0.1, 2: 0.0, 3: 0.3}, dict(dtype=dtype, memory_format=memory_format)
     pipeline = raw(dataset, recipe, 1, ("cpu", "cpu"), way="ahead", **options)
     pipeline.left_to_step = True
-    found = list(pipeline.train(0, 3, noise.get))
-    for batch in found:
+    batches = list(pipeline.train(0, 3, noise.get))
+    for batch in batches:
         assert isinstance(batch.images[0], Uncropped) and batch.images[0] is batch.images[1]
-        made = all_images(batch.images)
-        assert made[0] is made[1] and made[0].is_contiguous(memory_format=memory_format)
-        batch.images[:] = made[:1]
-    assert same(found, list(as_defined(dataset, recipe, **options).train(0, 3, noise.get)))
+        images = all_images(batch.images)
+        assert images[0] is images[1] and images[0].is_contiguous(memory_format=memory_format)
+        batch.images[:] = images[:1]
+    assert same(batches, list(as_defined(dataset, recipe, **options).train(0, 3, noise.get)))
     assert isinstance(next(pipeline.views("val", 4, centre_view(recipe)))[0].__next__()[0], torch.Tensor)
 
 
@@ -134,10 +134,10 @@ def test_what_is_left_to_the_step_makes_the_same_images(dataset, preset, dtype, 
 @every("dtype, memory_format", [(torch.bfloat16, torch.channels_last), (torch.float16, torch.contiguous_format)])
 def test_every_dtype_and_memory_format(dataset, preset, dtype, memory_format):
     recipe, options = tiny(preset), dict(dtype=dtype, memory_format=memory_format)
-    found = list(raw(dataset, recipe, **options).train(0, 1, tenth))
-    assert same(found, list(as_defined(dataset, recipe, **options).train(0, 1, tenth)))
+    own = list(raw(dataset, recipe, **options).train(0, 1, tenth))
+    assert same(own, list(as_defined(dataset, recipe, **options).train(0, 1, tenth)))
     assert all(
-        batch.images[0].dtype == dtype and batch.images[0].is_contiguous(memory_format=memory_format) for batch in found
+        batch.images[0].dtype == dtype and batch.images[0].is_contiguous(memory_format=memory_format) for batch in own
     )
 
 
@@ -145,9 +145,9 @@ def test_every_dtype_and_memory_format(dataset, preset, dtype, memory_format):
 def test_a_start_at_step_k_skips_k_batches(dataset, preset, way, monkeypatch):
     # so that batches of two epochs are drawn for together, and apart
     monkeypatch.setattr(batches_module, "DRAWN_AT_ONCE", 2)
-    whole = list(as_defined(dataset, tiny(preset)).train(0, 3, tenth))
+    batches = list(as_defined(dataset, tiny(preset)).train(0, 3, tenth))
     for step in range(10):
-        assert same(list(raw(dataset, tiny(preset), way=way).train(step, 3, tenth)), whole[step:])
+        assert same(list(raw(dataset, tiny(preset), way=way).train(step, 3, tenth)), batches[step:])
 
 
 @every("threads", [1, 2, 3])
@@ -167,15 +167,15 @@ def test_views_are_those_of_the_definition(dataset, preset, way):
     for which in (centre_view(recipe), ten_views(recipe)):
         expected = views(as_defined(dataset, recipe), which)
         with torch.inference_mode():
-            found = views(raw(dataset, recipe, 2, way=way), which)
-        assert [len(labels) for _, labels in found] == [4, 4, 3]
-        assert torch.cat([labels for _, labels in found]).tolist() == [label("val", index) for index in range(VAL)]
-        for (images, labels), (wanted, wanted_labels) in zip(found, expected, strict=True):
-            assert torch.equal(labels, wanted_labels) and len(images) == len(which)
-            assert all(torch.equal(a, b) for a, b in zip(images, wanted, strict=True))
+            batches = views(raw(dataset, recipe, 2, way=way), which)
+        assert [len(labels) for _, labels in batches] == [4, 4, 3]
+        assert torch.cat([labels for _, labels in batches]).tolist() == [label("val", index) for index in range(VAL)]
+        for (images, labels), (others, other_labels) in zip(batches, expected, strict=True):
+            assert torch.equal(labels, other_labels) and len(images) == len(which)
+            assert all(torch.equal(a, b) for a, b in zip(images, others, strict=True))
     # not all views are asked for
-    made = [next(iter(made))[0] for made, _ in raw(dataset, recipe, way=way).views("val", 4, which)]
-    assert all(torch.equal(a, images[0]) for a, (images, _) in zip(made, expected, strict=True))
+    first_views = [next(iter(crops))[0] for crops, _ in raw(dataset, recipe, way=way).views("val", 4, which)]
+    assert all(torch.equal(a, images[0]) for a, (images, _) in zip(first_views, expected, strict=True))
 
 
 def test_both_towers_on_a_device_share_a_batch(dataset):
@@ -183,8 +183,8 @@ def test_both_towers_on_a_device_share_a_batch(dataset):
     assert len(batch.images) == 2 and batch.images[0] is batch.images[1]
     assert [
         len(towers)
-        for made, _ in raw(dataset, tiny(paper), devices=("cpu",) * 2).views("val", 4, [(0, 0, True)])
-        for towers in made
+        for crops, _ in raw(dataset, tiny(paper), devices=("cpu",) * 2).views("val", 4, [(0, 0, True)])
+        for towers in crops
     ] == [2, 2, 2]
 
 
@@ -203,35 +203,35 @@ def test_a_memory_map_that_may_not_be_written_is_no_cause_for_a_warning(dataset,
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_is_named(dataset, way, workers):
     """The batches before it are right; no thread is left."""
-    first = next(as_defined(dataset, tiny(paper)).train(0, 1, tenth))
+    expected = next(as_defined(dataset, tiny(paper)).train(0, 1, tenth))
     order = [index for batch in pipeline_raw.EpochKeys(tiny(paper), TRAIN, 0, 1) for index in batch[2]]
     dataset.splits["train"].damaged.add(order[BATCH + 3])
     dataset.splits["val"].damaged.add(9)
-    found = []
+    batches = []
     with pytest.raises(UserError, match=f"^cannot read image train/{order[BATCH + 3]}: damaged$"):
         for batch in raw(dataset, tiny(paper), workers, way=way).train(0, 1, tenth):
-            found.append(batch)
-    assert same(found, [first])
+            batches.append(batch)
+    assert same(batches, [expected])
     with pytest.raises(UserError, match="^cannot read image val/9: damaged$"):
         views(raw(dataset, tiny(paper), workers, way=way), centre_view(tiny(paper)))
     assert_no_thread()
 
 
 def assert_no_thread():
-    left = [thread.name for thread in threading.enumerate() if thread.name.startswith(("batches ahead", "read"))]
-    assert not left, left
+    names = [thread.name for thread in threading.enumerate() if thread.name.startswith(("batches ahead", "read"))]
+    assert not names, names
 
 
 def test_closing_in_the_middle_of_an_epoch_ends_every_thread(dataset, way):
-    for taken in (0, 1, 2):
+    for count in (0, 1, 2):
         batches = raw(dataset, tiny(paper), 3, way=way).train(0, 1000, tenth)
-        for _ in range(taken):
+        for _ in range(count):
             next(batches)
         batches.close()
         assert_no_thread()
-    made = raw(dataset, tiny(paper), 3, way=way).views("val", 2, centre_view(tiny(paper)))
-    next(made)
-    made.close()
+    view_batches = raw(dataset, tiny(paper), 3, way=way).views("val", 2, centre_view(tiny(paper)))
+    next(view_batches)
+    view_batches.close()
     assert_no_thread()
 
 
@@ -268,64 +268,64 @@ class Counted:
             self.closed_by = threading.current_thread().name
 
 
-def settled(counted):
+def settled(source):
     """How many items were made when the thread has come to rest."""
     before = -1
-    while len(counted.made) != before:
-        before = len(counted.made)
+    while len(source.made) != before:
+        before = len(source.made)
         time.sleep(0.1)
     return before
 
 
 @pytest.mark.run
 def test_the_thread_is_two_items_ahead_and_no_more():
-    counted = Counted(20)
-    with closing(ahead(counted.items(), [])) as items:
+    source = Counted(20)
+    with closing(ahead(source.items(), [])) as items:
         for number in range(4):
             assert next(items)[1] == number
-            assert settled(counted) == number + 1 + AHEAD
+            assert settled(source) == number + 1 + AHEAD
         assert [int(number) for _, number in items] == list(range(4, 20))
-    assert counted.made == list(range(20)) and counted.closed_by == "batches ahead"
+    assert source.made == list(range(20)) and source.closed_by == "batches ahead"
     assert_no_thread()
 
 
 def test_an_exception_of_the_thread_comes_after_the_items_before_it():
-    counted, seen = Counted(20, fails_at=3), []
+    source, numbers = Counted(20, fails_at=3), []
     with pytest.raises(KeyError, match="broken"):
-        for _, number in ahead(counted.items(), []):
-            seen.append(int(number))
-    assert seen == [0, 1, 2] and counted.closed_by == "batches ahead"
+        for _, number in ahead(source.items(), []):
+            numbers.append(int(number))
+    assert numbers == [0, 1, 2] and source.closed_by == "batches ahead"
     assert_no_thread()
 
 
 def test_an_exception_of_the_consumer_ends_the_thread():
-    counted = Counted(20)
-    with pytest.raises(ZeroDivisionError), closing(ahead(counted.items(), [])) as items:
+    source = Counted(20)
+    with pytest.raises(ZeroDivisionError), closing(ahead(source.items(), [])) as items:
         for _, number in items:
             1 / int(number)
-    assert len(counted.made) <= 1 + AHEAD and counted.closed_by == "batches ahead"
+    assert len(source.made) <= 1 + AHEAD and source.closed_by == "batches ahead"
     assert_no_thread()
 
 
 @pytest.mark.run
 def test_ctrl_c_reaches_a_consumer_that_waits():
-    counted, waits = Counted(3, seconds=0.5), threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    waits.start()
-    with pytest.raises(KeyboardInterrupt), closing(ahead(counted.items(), [])) as items:
+    source, timer = Counted(3, seconds=0.5), threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt), closing(ahead(source.items(), [])) as items:
         list(items)
-    assert len(counted.made) <= 2
+    assert len(source.made) <= 2
     assert_no_thread()
 
 
 @pytest.mark.run
 def test_an_item_is_let_go_when_the_next_one_is_asked_for():
     """Else a batch more would be held than anybody needs, here or in the thread."""
-    items, left = [], []
+    items, live_counts = [], []
 
     def slow():
         for number in range(5):
             time.sleep(0.05)  # the consumer waits
-            left.append(sum(item() is not None for item in items))
+            live_counts.append(sum(item() is not None for item in items))
             tensor = torch.tensor(number)
             items.append(weakref.ref(tensor))
             yield {}, tensor
@@ -333,7 +333,7 @@ def test_an_item_is_let_go_when_the_next_one_is_asked_for():
 
     for _, number in ahead(slow(), []):
         del number
-    assert left == [0] * 5
+    assert live_counts == [0] * 5
 
 
 def test_threads_take_no_more_than_one_stream_of_a_device(streams):  # noqa: F811
@@ -342,10 +342,10 @@ def test_threads_take_no_more_than_one_stream_of_a_device(streams):  # noqa: F81
 
     def items():
         for _ in range(3):
-            made = [Memory(streams, device) for device in (*devices, devices[0])]
-            for tensor in made:
+            tensors = [Memory(streams, device) for device in (*devices, devices[0])]
+            for tensor in tensors:
                 tensor.write()
-            yield dict(zip(devices, made)), made[-1]
+            yield dict(zip(devices, tensors)), tensors[-1]
 
     with closing(ahead(items(), devices)) as training:
         next(training)
@@ -363,21 +363,21 @@ def test_threads_take_no_more_than_one_stream_of_a_device(streams):  # noqa: F81
 def test_a_gpus_batches_are_the_cpus(dataset, preset, workers):
     recipe, expected = tiny(preset), list(as_defined(dataset, tiny(preset)).train(0, 40, tenth))
     with closing(raw(dataset, recipe, workers, devices=("cuda:0", "cpu")).train(0, 40, tenth)) as batches:
-        for batch, wanted in zip(batches, expected, strict=True):
+        for batch, other in zip(batches, expected, strict=True):
             on_gpu, on_cpu = batch.images
             assert on_gpu.device == torch.device("cuda:0") and batch.labels.is_cuda
-            kept = on_gpu.clone()  # queued on this stream; the thread's memory must stay until it has run
+            copy = on_gpu.clone()  # queued on this stream; the thread's memory must stay until it has run
             torch.cuda._sleep(1_000_000)
-            later = on_gpu + 0
+            late_copy = on_gpu + 0
             del batch, on_gpu
-            assert torch.equal(on_cpu, wanted.images[0])
-            assert torch.equal(kept.cpu(), wanted.images[0]) and torch.equal(later.cpu(), wanted.images[0])
-    for (found, labels), (images, _) in zip(
+            assert torch.equal(on_cpu, other.images[0])
+            assert torch.equal(copy.cpu(), other.images[0]) and torch.equal(late_copy.cpu(), other.images[0])
+    for (own, labels), (images, _) in zip(
         views(raw(dataset, recipe, workers, devices=("cuda:0",)), ten_views(recipe)),
         views(as_defined(dataset, recipe), ten_views(recipe)),
         strict=True,
     ):
-        assert labels.is_cuda and all(torch.equal(a.cpu(), b) for a, b in zip(found, images, strict=True))
+        assert labels.is_cuda and all(torch.equal(a.cpu(), b) for a, b in zip(own, images, strict=True))
 
 
 @needs_gpu
@@ -388,7 +388,7 @@ def test_what_is_left_to_the_step_on_a_gpu_is_the_cpus(dataset, preset):
     pipeline.left_to_step = True
     expected = [batch for batch in as_defined(dataset, recipe).train(0, 40, tenth) if len(batch.labels) == BATCH]
     graph = place = y = None
-    found = []
+    tensors = []
     with closing(pipeline.train(0, 40, tenth)) as batches:
         for batch in batches:
             if len(batch.labels) == BATCH:
@@ -400,15 +400,15 @@ def test_what_is_left_to_the_step_on_a_gpu_is_the_cpus(dataset, preset):
                         y = place.images()
                 place.copy_(batch.images[0], non_blocking=True)
                 graph.replay()
-                found.append(y.clone())
-    assert all(torch.equal(one.cpu(), other.images[0]) for one, other in zip(found, expected, strict=True))
+                tensors.append(y.clone())
+    assert all(torch.equal(tensor.cpu(), other.images[0]) for tensor, other in zip(tensors, expected, strict=True))
 
 
 @pytest.mark.gpu(2, reason="needs two GPUs")
 def test_each_gpu_gets_the_batch(dataset):
     expected = list(as_defined(dataset, tiny(paper)).train(0, 5, tenth))
-    for batch, wanted in zip(
+    for batch, other in zip(
         raw(dataset, tiny(paper), 2, devices=("cuda:0", "cuda:1")).train(0, 5, tenth), expected, strict=True
     ):
         assert [images.device.index for images in batch.images] == [0, 1]
-        assert all(torch.equal(images.cpu(), wanted.images[0]) for images in batch.images)
+        assert all(torch.equal(images.cpu(), other.images[0]) for images in batch.images)

@@ -49,27 +49,27 @@ def test_a_batch_is_its_images_one_by_one(root, preset):
     recipe, noise = tiny(preset), {1: 0.1, 2: 0.0, 3: 0.3}
     batches = list(pipeline(root, recipe, devices=("cpu", "cpu")).train(0, 3, noise.get))
     assert [(batch.epoch, len(batch.labels)) for batch in batches] == [(e, n) for e in (1, 2, 3) for n in (8, 8, 5)]
-    seen = set()
+    crops = set()
     for number, batch in enumerate(batches):
         assert len(batch.images) == 2 and torch.equal(*batch.images)
         assert batch.images[0].dtype == torch.float32 and batch.labels.dtype == torch.int64
         assert batch.images[0].is_contiguous(memory_format=torch.channels_last)
         for place, image in enumerate(batch.images[0].double().numpy(), start=number % 3 * BATCH):
             index = order(recipe, batch.epoch, TRAIN)[place]
-            drawn = draws(recipe, batch.epoch, np.array([index]), np.array([place]))
-            seen.add((drawn.top[0], drawn.left[0], drawn.flip[0]))
+            draw = draws(recipe, batch.epoch, np.array([index]), np.array([place]))
+            crops.add((draw.top[0], draw.left[0], draw.flip[0]))
             expected = expected_image(
                 recipe,
                 picture("train", index),
-                drawn.top[0],
-                drawn.left[0],
-                drawn.flip[0],
-                drawn.colour[0],
+                draw.top[0],
+                draw.left[0],
+                draw.flip[0],
+                draw.colour[0],
                 noise[batch.epoch],
             )
             assert np.abs(image - expected).max() < 1e-4
             assert batch.labels[place % BATCH] == label("train", index)
-    assert {flip for _, _, flip in seen} == {False, True} and len(seen) > 10  # else few crops would have been compared
+    assert {flip for _, _, flip in crops} == {False, True} and len(crops) > 10  # else few would have been compared
 
 
 @PRESETS
@@ -89,8 +89,8 @@ def test_every_image_once_an_epoch(root, preset):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_decides_nothing(root, preset, workers):
     recipe = tiny(preset)
-    alone = list(pipeline(root, recipe).train(1, 2, tenth))
-    assert len(alone) == 5 and same(list(pipeline(root, recipe, workers).train(1, 2, tenth)), alone)
+    batches = list(pipeline(root, recipe).train(1, 2, tenth))
+    assert len(batches) == 5 and same(list(pipeline(root, recipe, workers).train(1, 2, tenth)), batches)
     views = [list(pipeline(root, recipe, count).views("val", 4, ten_views(recipe))) for count in (0, workers)]
     for (a, labels), (b, other_labels) in zip(*views, strict=True):
         assert torch.equal(labels, other_labels)
@@ -99,10 +99,10 @@ def test_the_number_of_workers_decides_nothing(root, preset, workers):
 
 @PRESETS
 def test_a_start_at_step_k_skips_k_batches(root, preset):
-    whole = list(pipeline(root, tiny(preset)).train(0, 2, tenth))
-    assert len(whole) == 6 and not same(whole[:3], whole[3:])
+    batches = list(pipeline(root, tiny(preset)).train(0, 2, tenth))
+    assert len(batches) == 6 and not same(batches[:3], batches[3:])
     for step in range(8):
-        assert same(list(pipeline(root, tiny(preset)).train(step, 2, tenth)), whole[step:])
+        assert same(list(pipeline(root, tiny(preset)).train(step, 2, tenth)), batches[step:])
 
 
 @pytest.mark.run
@@ -111,8 +111,8 @@ def test_the_colour_shift_has_the_covariance_of_its_source(preset):
     """Of 255 x 0.1 x the factors: paper, E diag(eigenvalue^2) E^T; 2012, E diag(eigenvalue) E^T over 1.1^2."""
     count, statistics = 30_000, dataclasses.replace(fitted(), mean=np.zeros((2, 2, 3), np.float32))
     recipe = tiny(preset, stored_size=2, crop_size=1, crop_positions=2)
-    drawn = draws(recipe, 1, np.arange(count), np.arange(count))
-    shifts = Augment(recipe, statistics, "cpu")(torch.zeros(count, 1, 1, 3, dtype=torch.uint8), drawn, 0.1)
+    draw = draws(recipe, 1, np.arange(count), np.arange(count))
+    shifts = Augment(recipe, statistics, "cpu")(torch.zeros(count, 1, 1, 3, dtype=torch.uint8), draw, 0.1)
     shifts = shifts.double().numpy().reshape(count, 3)
     values, vectors = statistics.eigenvalues, statistics.eigenvectors
     diagonal = values**2 if preset is paper else values / 1.21
@@ -134,8 +134,8 @@ def test_views_are_plain_crops_minus_the_mean(root, preset):
     for views, labels in batches:
         views = list(views)
         assert len(views) == 10 and all(len(images) == 2 and torch.equal(*images) for images in views)
-        for place, found in enumerate(labels.tolist()):
-            assert found == label("val", index)
+        for place, class_index in enumerate(labels.tolist()):
+            assert class_index == label("val", index)
             for (top, left, flip), images in zip(which, views, strict=True):
                 expected = expected_image(recipe, picture("val", index), top, left, flip)
                 assert np.abs(images[0][place].double().numpy() - expected).max() < 1e-4
@@ -156,10 +156,10 @@ def test_views_are_plain_crops_minus_the_mean(root, preset):
 )
 def test_an_unreadable_image_is_named_in_one_line(root, tmp_path, split, read, workers):
     copy = shutil.copytree(root, tmp_path / "copy")
-    broken = copy / split / "bee" / f"{TRAIN - 1 if split == 'train' else VAL - 1}.png"
-    assert broken.exists()
-    broken.write_bytes(b"not an image")
-    with pytest.raises(UserError) as raised:
+    path = copy / split / "bee" / f"{TRAIN - 1 if split == 'train' else VAL - 1}.png"
+    assert path.exists()
+    path.write_bytes(b"not an image")
+    with pytest.raises(UserError) as refusal:
         list(read(pipeline(copy, tiny(paper), workers)))
-    message = str(raised.value)
-    assert message.startswith(f"cannot read image {broken}: ") and "\n" not in message and "Traceback" not in message
+    message = str(refusal.value)
+    assert message.startswith(f"cannot read image {path}: ") and "\n" not in message and "Traceback" not in message

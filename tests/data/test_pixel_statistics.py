@@ -18,8 +18,8 @@ FIELDS = ("mean", "eigenvalues", "eigenvectors")
 def coloured(count, seed=1):
     """Random pictures whose channels have different means and are correlated, as those of photographs are."""
     random = np.random.default_rng(seed)
-    mixing = np.array([[40, 12, 5], [38, -3, -8], [36, -10, 6]])
-    pixels = random.normal(size=(count, SIZE, SIZE, 3)) @ mixing.T + (120, 117, 104)
+    matrix = np.array([[40, 12, 5], [38, -3, -8], [36, -10, 6]])
+    pixels = random.normal(size=(count, SIZE, SIZE, 3)) @ matrix.T + (120, 117, 104)
     pixels += 30 * random.random((SIZE, SIZE, 1))
     return pixels.clip(0, 255).astype(np.uint8)
 
@@ -86,21 +86,21 @@ def test_sums_of_bright_pictures_do_not_overflow():
     picture = np.full((128, 128, 3), 255, np.uint8)
     picture[0, 0] = 254
     sums = summed(np.stack([picture] * 40))
-    whole, odd = 128 * 128 - 1, 254 * 254
-    assert (sums.products == 40 * (whole * 255 * 255 + odd)).all() and sums.count == 40
+    count, square = 128 * 128 - 1, 254 * 254
+    assert (sums.products == 40 * (count * 255 * 255 + square)).all() and sums.count == 40
     assert sums.pixels[0, 0, 0] == 40 * 254 and sums.pixels[5, 5, 1] == 40 * 255
 
 
 def test_merging_in_any_order_gives_the_same_bits():
     pictures = coloured(24)
-    whole = summed(pictures).statistics()
+    statistics = summed(pictures).statistics()
     for seed in range(5):
-        shuffled = pictures[np.random.default_rng(seed).permutation(24)]
-        parts = [summed(part) for part in np.split(shuffled, (1, 3, 10, 17))] + [Sums(SIZE)]  # and an empty one
+        shuffle = pictures[np.random.default_rng(seed).permutation(24)]
+        parts = [summed(part) for part in np.split(shuffle, (1, 3, 10, 17))] + [Sums(SIZE)]  # and an empty one
         total = parts[seed]
         for part in parts[:seed] + parts[seed + 1 :]:
             total.merge(part)
-        assert total.count == 24 and same_bits(total.statistics(), whole)
+        assert total.count == 24 and same_bits(total.statistics(), statistics)
 
 
 @every("level", [0, 1, 77, 255])
@@ -122,11 +122,11 @@ def test_saved_and_loaded_bit_for_bit(tmp_path):
     statistics.save(tmp_path)
     assert same_bits(Statistics.load(tmp_path), statistics)
     # The transposed view has its entries in another order in memory: the file must hold what the indices say.
-    turned = Statistics(statistics.mean.transpose(1, 0, 2), statistics.eigenvalues[::-1], statistics.eigenvectors.T)
-    turned.save(str(tmp_path))
-    loaded = Statistics.load(str(tmp_path))
+    transpose = Statistics(statistics.mean.transpose(1, 0, 2), statistics.eigenvalues[::-1], statistics.eigenvectors.T)
+    transpose.save(str(tmp_path))
+    copy = Statistics.load(str(tmp_path))
     for field in FIELDS:
-        assert np.array_equal(getattr(loaded, field), getattr(turned, field))
+        assert np.array_equal(getattr(copy, field), getattr(transpose, field))
 
 
 @every(

@@ -48,17 +48,17 @@ def raw(made, tmp_path):
 
 
 def refused(directory, *arguments, size=SIZE):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as refusal:
         Prepared(directory, size, *arguments)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
 
 
 def unreadable(directory, image, split="train", read="read"):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as refusal:
         getattr(Prepared(directory, SIZE).splits[split], read)(image)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
 
 
 def place_of(directory, image, split="train"):
@@ -117,8 +117,8 @@ def test_a_jpeg_set_has_them_once_more_compressed(made):
             picture = ours.read(image)
             assert picture.dtype == np.uint8 and picture.flags.c_contiguous
             assert np.array_equal(picture, np.asarray(Image.open(expected)))
-    stored = Image.open(io.BytesIO(jpeg.splits["train"].jpeg(0)))
-    assert JpegImagePlugin.get_sampling(stored) == 2 and "progressive" not in stored.info and stored.mode == "RGB"
+    example = Image.open(io.BytesIO(jpeg.splits["train"].jpeg(0)))
+    assert JpegImagePlugin.get_sampling(example) == 2 and "progressive" not in example.info and example.mode == "RGB"
 
 
 def test_it_says_what_it_is(made):
@@ -135,11 +135,11 @@ def test_it_says_what_it_is(made):
 def test_pictures_and_files_can_be_written_by_nobody(made):
     for directory, read in ((made[1], "jpeg"), (made[2], "read")):
         split = Prepared(directory, SIZE).splits["train"]
-        first, again = getattr(split, read)(3), getattr(split, read)(np.int64(3))
-        assert np.array_equal(first, again) and not first.flags.writeable
-        assert np.shares_memory(first, again) == (read == "read")  # pixels are a view of the shard, JPEGs are read
+        array, other = getattr(split, read)(3), getattr(split, read)(np.int64(3))
+        assert np.array_equal(array, other) and not array.flags.writeable
+        assert np.shares_memory(array, other) == (read == "read")  # pixels are a view of the shard, JPEGs are read
         with pytest.raises(ValueError):
-            first[0] = 0
+            array[0] = 0
 
 
 def test_a_shard_that_becomes_shorter_is_named(made, tmp_path):
@@ -230,8 +230,8 @@ def test_what_counts_as_a_prepared_set(made, tmp_path):
 @every("read", ["read", "jpeg"])
 def test_a_flipped_byte_is_named_when_its_image_is_read(jpeg, read):
     path, offset, length = place_of(jpeg, 7)
-    damaged = path.read_bytes()[offset + length // 2] ^ 1
-    overwrite(path, offset + length // 2, bytes([damaged]))
+    byte = path.read_bytes()[offset + length // 2] ^ 1
+    overwrite(path, offset + length // 2, bytes([byte]))
     message = unreadable(jpeg, 7, read=read)
     assert "apple/7.jpg" in message and path.name in message and f"prepare --check {jpeg}" in message
     split = Prepared(jpeg, SIZE).splits["train"]
@@ -400,12 +400,12 @@ def test_only_test_images_may_have_no_labels_and_then_none_has(made, tmp_path, m
     shutil.copytree(source / "val", source / "test")
     directory = prepared(monkeypatch, source, tmp_path / "set")
     for split in ("train", "val", "test"):
-        damaged = shutil.copytree(directory, tmp_path / split)
-        change_columns(damaged, change, split)
+        copy = shutil.copytree(directory, tmp_path / split)
+        change_columns(copy, change, split)
         if split in refused_splits:
-            assert f"{split}.safetensors is damaged: a label that there is not" in refused(damaged, (split,))
+            assert f"{split}.safetensors is damaged: a label that there is not" in refused(copy, (split,))
         else:
-            assert Prepared(damaged, SIZE, (split,)).splits[split].labels.tolist() == [-1] * 15
+            assert Prepared(copy, SIZE, (split,)).splits[split].labels.tolist() == [-1] * 15
 
 
 def test_a_jpeg_much_longer_than_its_pixels_is_refused(jpeg):
@@ -571,10 +571,10 @@ def test_impossible_statistics_are_refused(jpeg, change):
 
 def test_names_are_a_list_of_any_characters(made, tmp_path, monkeypatch):
     source = shutil.copytree(made[0], tmp_path / "source")
-    odd = os.fsdecode(b"latin-\xe9 and \xc3\xa9\n.jpg")
-    os.rename(source / "train" / "apple" / "0.jpg", source / "train" / "apple" / odd)
+    name = os.fsdecode(b"latin-\xe9 and \xc3\xa9\n.jpg")
+    os.rename(source / "train" / "apple" / "0.jpg", source / "train" / "apple" / name)
     names = Prepared(prepared(monkeypatch, source, tmp_path / "set"), SIZE).splits["train"].names
-    assert len(names) == 27 and f"apple/{odd}" in list(names) and names[-1] == names[26] == "sky/p.png"
+    assert len(names) == 27 and f"apple/{name}" in list(names) and names[-1] == names[26] == "sky/p.png"
     assert names[-3:] == list(names)[-3:] and names.index("sky/p.png") == 26
     with pytest.raises(IndexError):
         names[27]

@@ -45,10 +45,10 @@ def test_cmyk_becomes_rgb():
         inks[:, i * SIZE : (i + 1) * SIZE, i] = 255
     content = encoded(Image.frombytes("CMYK", (5 * SIZE, SIZE), inks.tobytes()), "JPEG", quality=100, subsampling=0)
     assert Image.open(io.BytesIO(content)).mode == "CMYK"
-    whole = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
     colours = np.repeat([[0, 255, 255], [255, 0, 255], [255, 255, 0], [0, 0, 0], [255, 255, 255]], SIZE, axis=0)
-    assert np.abs(whole - colours).max() <= 4
-    assert np.array_equal(stored(content), whole[:, 2 * SIZE : 3 * SIZE])  # the central square: yellow
+    assert np.abs(pixels - colours).max() <= 4
+    assert np.array_equal(stored(content), pixels[:, 2 * SIZE : 3 * SIZE])  # the central square: yellow
 
 
 def test_transparency_is_dropped():
@@ -114,10 +114,10 @@ def test_one_pixel_fills_the_picture():
 def test_orientation_tags_are_ignored(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    upright = encoded(noise(SIZE, SIZE), "JPEG")
-    turned = encoded(noise(SIZE, SIZE), "JPEG", exif=exif)
-    assert Image.open(io.BytesIO(turned)).getexif()[0x0112] == orientation
-    assert np.array_equal(stored(turned), stored(upright))
+    plain_content = encoded(noise(SIZE, SIZE), "JPEG")
+    content = encoded(noise(SIZE, SIZE), "JPEG", exif=exif)
+    assert Image.open(io.BytesIO(content)).getexif()[0x0112] == orientation
+    assert np.array_equal(stored(content), stored(plain_content))
 
 
 @every("factor", [2, 3])
@@ -125,9 +125,9 @@ def test_reduction_is_the_mean_of_each_block(factor):
     blocks = noise(SIZE, SIZE)
     picture = np.kron(blocks, np.ones((factor, factor, 1), np.uint8))
     assert np.array_equal(stored_picture(Image.fromarray(picture), SIZE), blocks)
-    uneven = noise(SIZE * factor, SIZE * factor)  # halves are rounded up
-    expected = np.floor(uneven.reshape(SIZE, factor, SIZE, factor, 3).mean((1, 3)) + 0.5)
-    assert np.array_equal(stored_picture(Image.fromarray(uneven), SIZE), expected)
+    pixels = noise(SIZE * factor, SIZE * factor)  # halves are rounded up
+    expected = np.floor(pixels.reshape(SIZE, factor, SIZE, factor, 3).mean((1, 3)) + 0.5)
+    assert np.array_equal(stored_picture(Image.fromarray(pixels), SIZE), expected)
 
 
 def shares(source, start, side, count):
@@ -145,10 +145,10 @@ def shares(source, start, side, count):
 )
 def test_reduction_is_by_areas_also_by_fractions(height, width, size):
     """Pixels of two shares count by their parts, and those at the border of an odd margin half; no rounding between."""
-    picture, shorter = noise(height, width), min(height, width)
-    down = np.array(shares(height, Fraction(height - shorter, 2), shorter, size))
-    across = np.array(shares(width, Fraction(width - shorter, 2), shorter, size))
-    means = np.einsum("ih,hwc,jw->ijc", down, picture.astype(int).astype(object), across, optimize=True)
+    picture, side = noise(height, width), min(height, width)
+    row_shares = np.array(shares(height, Fraction(height - side, 2), side, size))
+    column_shares = np.array(shares(width, Fraction(width - side, 2), side, size))
+    means = np.einsum("ih,hwc,jw->ijc", row_shares, picture.astype(int).astype(object), column_shares, optimize=True)
     expected = np.vectorize(lambda mean: floor(mean + Fraction(1, 2)))(means)
     assert np.array_equal(stored_picture(Image.fromarray(picture), size), expected)
 
@@ -232,16 +232,16 @@ def claiming(content, width, height):
     ids=["truncated JPEG", "truncated PNG", "garbage", "empty", "JPEG header alone", "2,500 million pixels"],
 )
 def test_what_is_no_image_is_named_in_one_line(content):
-    with pytest.raises(UserError, match=r"^cannot read image n01/x.jpg: \w.*\w") as raised:
+    with pytest.raises(UserError, match=r"^cannot read image n01/x.jpg: \w.*\w") as refusal:
         stored(content, "n01/x.jpg")
-    message = str(raised.value)
+    message = str(refusal.value)
     assert "\n" not in message and message.count("x.jpg") == 1 and "BytesIO" not in message and len(message) < 160
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="cannot read image .*gone.png: No such file or directory$") as raised:
+    with pytest.raises(UserError, match="cannot read image .*gone.png: No such file or directory$") as refusal:
         decoded(tmp_path / "gone.png", SIZE, tmp_path / "gone.png")
-    assert str(raised.value).count("gone.png") == 1
+    assert str(refusal.value).count("gone.png") == 1
 
 
 @pytest.mark.run
@@ -258,10 +258,10 @@ def test_a_failure_of_the_machine_is_not_the_pictures(number, is_machines, tmp_p
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(resize, "opened", fail)
-    with pytest.raises(UserError, match=f"cannot read image x.png: {os.strerror(number)}") as raised:
+    with pytest.raises(UserError, match=f"cannot read image x.png: {os.strerror(number)}") as failure:
         decoded(tmp_path / "x.png", 8, "x.png")
-    assert isinstance(raised.value, MachineError) is is_machines
-    assert ("ulimit -n" in str(raised.value)) is (number == errno.EMFILE)
+    assert isinstance(failure.value, MachineError) is is_machines
+    assert ("ulimit -n" in str(failure.value)) is (number == errno.EMFILE)
 
 
 @every("high, wide", [(2, 3), (1, 4), (5, 1), (1, 1)])
@@ -269,8 +269,8 @@ def test_a_squeezed_picture_has_all_of_the_image(high, wide):
     """Each pixel is the mean of a block, which is no square; what is shorter than the square is stretched."""
     pixels = np.random.default_rng(3).integers(0, 256, (SIZE * high, SIZE * wide, 3)).astype(np.uint8)
     expected = pixels.reshape(SIZE, high, SIZE, wide, 3).mean((1, 3))
-    found = stored_picture(Image.fromarray(pixels), SIZE, warp=True)
-    assert found.shape == (SIZE, SIZE, 3) and found.dtype == np.uint8
-    assert np.array_equal(found, np.floor(expected + 0.5))
-    stretched = stored_picture(Image.fromarray(pixels[: SIZE // 2]), SIZE, warp=True)
-    assert stretched.shape == (SIZE, SIZE, 3) and not np.array_equal(stretched, found)
+    picture = stored_picture(Image.fromarray(pixels), SIZE, warp=True)
+    assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
+    assert np.array_equal(picture, np.floor(expected + 0.5))
+    other = stored_picture(Image.fromarray(pixels[: SIZE // 2]), SIZE, warp=True)
+    assert other.shape == (SIZE, SIZE, 3) and not np.array_equal(other, picture)

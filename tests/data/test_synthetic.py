@@ -41,18 +41,18 @@ def colour_of(picture):
 
 
 def test_a_picture_is_always_the_same():
-    first, again = Builtin(40), Builtin(40)
-    for split in first.splits:
-        backwards = [again.splits[split].read(index) for index in range(11, -1, -1)][::-1]
-        forwards = [first.splits[split].read(np.int64(index)) for index in range(12)]
+    data, copy = Builtin(40), Builtin(40)
+    for split in data.splits:
+        backwards = [copy.splits[split].read(index) for index in range(11, -1, -1)][::-1]
+        forwards = [data.splits[split].read(np.int64(index)) for index in range(12)]
         assert np.array_equal(forwards, backwards)
         assert forwards[0].shape == (40, 40, 3) and forwards[0].dtype == np.uint8
 
 
 def test_no_picture_occurs_twice():
     splits = Builtin(32).splits
-    seen = {splits[split].read(index).tobytes() for split in splits for index in range(160)}
-    assert len(seen) == 3 * 160
+    contents = {splits[split].read(index).tobytes() for split in splits for index in range(160)}
+    assert len(contents) == 3 * 160
 
 
 def test_sixteen_classes_equally_often():
@@ -63,10 +63,10 @@ def test_sixteen_classes_equally_often():
         for width in ("coarse", "fine")
         for colour in ("red", "green", "blue", "yellow")
     ]
-    for split, each in (("train", 256), ("val", 64), ("test", 64)):
+    for split, count in (("train", 256), ("val", 64), ("test", 64)):
         labels = data.splits[split].labels
         assert labels.dtype == np.int64 and len(labels) == len(data.splits[split]) == len(data.splits[split].names)
-        assert np.bincount(labels).tolist() == [each] * 16
+        assert np.bincount(labels).tolist() == [count] * 16
 
 
 def test_the_fingerprint_knows_the_size():
@@ -123,10 +123,10 @@ def test_pictures_share_no_random_numbers():
         steps = np.diff(picture - picture.mean(2, keepdims=True), axis=1).clip(-40, 40)  # discs leave edges
         return np.fft.rfft(steps.ravel() / np.linalg.norm(steps), 2 * steps.size)
 
-    first = noise("train", 4)
-    assert np.fft.irfft(first * first.conj())[0] > 0.999  # correlation with itself
+    spectrum = noise("train", 4)
+    assert np.fft.irfft(spectrum * spectrum.conj())[0] > 0.999  # correlation with itself
     for split, index in (("train", 5), ("train", 20), ("val", 4), ("test", 4)):
-        assert np.abs(np.fft.irfft(first * noise(split, index).conj())).max() < 0.1
+        assert np.abs(np.fft.irfft(spectrum * noise(split, index).conj())).max() < 0.1
 
 
 def unclipped(versions):
@@ -164,10 +164,10 @@ def test_brightness_alone_does_not_beat_chance():
         images, labels = pictures(split, count, 32)
         brightness = images.reshape(count, -1, 3) @ LUMA
         features[split] = np.stack([brightness.mean(1), brightness.std(1)], axis=1), labels % 4
-    (seen, hues), (new, answers) = features["train"], features["val"]
+    (train, hues), (val, answers) = features["train"], features["val"]
     for columns in ([0], [0, 1]):
-        means = np.stack([seen[hues == hue][:, columns].mean(0) for hue in range(4)])
-        guesses = np.linalg.norm(new[:, None, columns] - means, axis=2).argmin(1)
+        means = np.stack([train[hues == hue][:, columns].mean(0) for hue in range(4)])
+        guesses = np.linalg.norm(val[:, None, columns] - means, axis=2).argmin(1)
         assert np.mean(guesses == answers) < 0.25 + 4 * np.sqrt(0.25 * 0.75 / 400)
 
 

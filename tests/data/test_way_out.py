@@ -43,14 +43,14 @@ def photographs(root, classes=("a cat", "dog", "owl")):
 def test_a_plain_folder_of_class_folders(name, inside, tmp_path, monkeypatch):
     photographs(tmp_path / name)
     monkeypatch.chdir(tmp_path / name if inside else tmp_path)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as refusal:
         open_dataset("." if inside else name, 48)
-    message = str(raised.value)
+    message = str(refusal.value)
     assert "it has no train/ folder; of its 3 class folders (a cat, dog, owl)" in message and "\n" not in message
-    line, then = message.partition("validation: ")[2].split(", then the same command with --data ")
-    ((first, arguments),) = commands(line)
-    assert first == "prepare" and prepare.main([*arguments, "--workers", "0"]) == 0
-    assert len(open_dataset(*shlex.split(then), 48).splits["val"]) == 3
+    line, rest = message.partition("validation: ")[2].split(", then the same command with --data ")
+    ((command, arguments),) = commands(line)
+    assert command == "prepare" and prepare.main([*arguments, "--workers", "0"]) == 0
+    assert len(open_dataset(*shlex.split(rest), 48).splits["val"]) == 3
     assert not (tmp_path / name / "photos-prepared").exists()
 
 
@@ -90,11 +90,11 @@ def test_prepare_ends_with_the_command_that_comes_next(gpus, options, expected, 
     source, dest = photographs(tmp_path / "photos"), str(tmp_path / "a set")
     for _ in ("made", "there already"):
         assert prepare.main([str(source), dest, "--workers", "0", *options]) == 0
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         if expected is None:  # nothing can be trained from it
-            assert "alexnet_mp.train" not in said
+            assert "alexnet_mp.train" not in output
             continue
-        (command, arguments), *others = commands(said.splitlines()[-1])
+        (command, arguments), *others = commands(output.splitlines()[-1])
         assert command == "train" and arguments == ["--data", dest, *expected] and not others
     if expected is not None:
         name = (expected or ["paper" if gpus else "mini"])[-1]
@@ -106,21 +106,21 @@ def test_a_run_whose_data_have_moved(tmp_path, data):
     shutil.copytree(data, tmp_path / "before")
     out = run(tmp_path / "before", tmp_path / "run", "--steps", "1")
     (tmp_path / "before").rename(tmp_path / "after")
-    where = f"{tmp_path / 'before'}, where the data of "
-    few = ["--gpus", "cpu", "--workers", "0"]
+    prefix = f"{tmp_path / 'before'}, where the data of "
+    options = ["--gpus", "cpu", "--workers", "0"]
     for main, words in (
         (evaluate.main, [str(out)]),
         (retrieve.main, ["index", str(out), "--out", str(tmp_path / "index")]),
         (train.main, [*TINY, "--out", str(out), "--resume", "auto"]),
     ):
-        with pytest.raises(UserError) as raised:
-            main([*words, *few])
-        message = str(raised.value)
-        assert message.startswith(where) and "no such directory; the same command with --data DIR reads" in message
+        with pytest.raises(UserError) as refusal:
+            main([*words, *options])
+        message = str(refusal.value)
+        assert message.startswith(prefix) and "no such directory; the same command with --data DIR reads" in message
         assert "--data /" not in message
     with pytest.raises(UserError, match=f"^--data {tmp_path / 'nowhere'}: no such directory; it takes"):
-        evaluate.main([str(out), *few, "--data", str(tmp_path / "nowhere")])  # somebody typed it
-    assert evaluate.main([str(out), *few, "--data", str(tmp_path / "after")]) == 0
+        evaluate.main([str(out), *options, "--data", str(tmp_path / "nowhere")])  # somebody typed it
+    assert evaluate.main([str(out), *options, "--data", str(tmp_path / "after")]) == 0
 
 
 @pytest.mark.usefixtures("quick", "one_thread")

@@ -47,21 +47,21 @@ class Source(torch.utils.data.Dataset):
 
 def until(error, source, count=100, workers=2):
     """([what comes before], the exception)."""
-    found = []
-    with pytest.raises(error) as raised:
+    numbers = []
+    with pytest.raises(error) as failure:
         for item in load(source, range(count), workers):
-            found.append(int(item[0]))
-    return found, raised.value
+            numbers.append(int(item[0]))
+    return numbers, failure.value
 
 
 @pytest.fixture
 def nothing_said(nothing_stays, capfd, monkeypatch):
     """No process or thread stays, none writes to stderr, and nothing that is left breaks when it is freed."""
-    unraisable = []
-    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    failures = []
+    monkeypatch.setattr(sys, "unraisablehook", failures.append)
     yield nothing_stays
     nothing_stays()
-    assert capfd.readouterr().err == "" and not unraisable, unraisable
+    assert capfd.readouterr().err == "" and not failures, failures
 
 
 class NotHandedOver:
@@ -93,21 +93,21 @@ class Everything:
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 7, pytest.param(30, marks=pytest.mark.slow)])
 def test_items_are_handed_over_whole_and_in_order(nothing_said, workers):
-    source, found = Everything(), list(load(Everything(), None, workers))
-    assert len(found) == 20 and list(load(source, [], workers)) == []
-    for key, (images, drawn, scalar, *others) in enumerate(found):
+    source, items = Everything(), list(load(Everything(), None, workers))
+    assert len(items) == 20 and list(load(source, [], workers)) == []
+    for key, (images, draw, scalar, *others) in enumerate(items):
         expected = source[key]
         assert torch.equal(images, expected[0]) and torch.equal(scalar, expected[2]) and tuple(others) == expected[3:]
-        for name, values in vars(drawn).items():
+        for name, values in vars(draw).items():
             assert np.array_equal(values, vars(expected[1])[name]) and values.dtype == np.int64 and values.flags.aligned
         images += 1  # memory of its own
 
 
 def test_a_process_reads_no_more_than_a_few_items_ahead(nothing_said):
-    asked = []
-    items = load(Source(lambda key: None), (asked.append(key) or key for key in range(100)), 3)
-    assert int(next(items)[0]) == 0 and len(asked) == 7
-    assert int(next(items)[0]) == 1 and len(asked) == 8
+    keys = []
+    items = load(Source(lambda key: None), (keys.append(key) or key for key in range(100)), 3)
+    assert int(next(items)[0]) == 0 and len(keys) == 7
+    assert int(next(items)[0]) == 1 and len(keys) == 8
     items.close()
 
 
@@ -117,13 +117,13 @@ def test_page_locked_items_come_in_order_and_end_alike(nothing_said, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: -tensor)
     source = Everything()
-    for key, (images, drawn, scalar, number, *_) in enumerate(load(source, None, workers, pin=True)):
-        assert torch.equal(images, -source[key][0]) and scalar == -key and number == key and drawn.top.sum() >= 0
+    for key, (images, draw, scalar, number, *_) in enumerate(load(source, None, workers, pin=True)):
+        assert torch.equal(images, -source[key][0]) and scalar == -key and number == key and draw.top.sum() >= 0
     assert key == 19
     with pytest.raises(ZeroDivisionError):
         for item in load(Source(lambda key: 1 // 0 if key == 3 else None), range(9), workers, pin=True):
-            found = int(item[0])
-    assert found == -2
+            last_number = int(item[0])
+    assert last_number == -2
     items = load(Source(lambda key: time.sleep(10**6 * workers * (key > 0))), range(9), workers, pin=True)
     assert int(next(items)[0]) == 0
     items.close()  # while the thread waits for the second
@@ -139,10 +139,10 @@ def test_page_locked_items_come_in_order_and_end_alike(nothing_said, monkeypatch
     ids=["open files", "bug"],
 )
 def test_an_item_that_cannot_be_handed_over_is_an_error_in_its_place(nothing_said, error, kind, words):
-    found, raised = until(kind, Source(lambda key: NotHandedOver(error) if key == 7 else None))
-    said = str(raised) + "".join(getattr(raised, "__notes__", []))
-    assert found == list(range(7)) and all(word in said for word in words)
-    assert kind is not UserError or "\n" not in said
+    numbers, exception = until(kind, Source(lambda key: NotHandedOver(error) if key == 7 else None))
+    message = str(exception) + "".join(getattr(exception, "__notes__", []))
+    assert numbers == list(range(7)) and all(word in message for word in words)
+    assert kind is not UserError or "\n" not in message
 
 
 @pytest.mark.parametrize("where", ["in a process", "here"])
@@ -170,8 +170,8 @@ def test_an_exception_of_a_class_that_nobody_can_look_up_comes_with_its_cause(no
     def fail(key):
         raise Local("a bug")
 
-    _, raised = until(RuntimeError, Source(fail))
-    assert str(raised) == "Local: a bug" and "in fail" in raised.__notes__[0] and _known(raised) is None
+    _, error = until(RuntimeError, Source(fail))
+    assert str(error) == "Local: a bug" and "in fail" in error.__notes__[0] and _known(error) is None
 
 
 def test_a_reason_that_cannot_be_handed_over_is_said_in_other_words(nothing_said):
@@ -179,8 +179,8 @@ def test_a_reason_that_cannot_be_handed_over_is_said_in_other_words(nothing_said
         def __reduce__(self):
             raise self
 
-    _, raised = until(RuntimeError, Source(lambda key: Unlucky("full")))
-    assert str(raised) == "Unlucky: full"
+    _, error = until(RuntimeError, Source(lambda key: Unlucky("full")))
+    assert str(error) == "Unlucky: full"
 
 
 @pytest.mark.parametrize(
@@ -200,16 +200,16 @@ def test_whatever_fails_when_the_processes_start_is_said_and_none_stays(
 
     def limited(*arguments, **options):
         calls.append(arguments)
-        if len(calls) == fails:
+        if len(calls) == last_call:
             raise OSError(number, os.strerror(number))
         return original(*arguments, **options)
 
     monkeypatch.setattr(where, name, limited)
-    fails = 0
+    last_call = 0
     assert [int(item[0]) for item in load(Source(lambda key: None), range(5), 3)] == [0, 1, 2, 3, 4]
-    in_all = len(calls)
-    assert in_all >= 3
-    for fails in range(1, in_all + 1):
+    total = len(calls)
+    assert total >= 3
+    for last_call in range(1, total + 1):
         calls.clear()
         with pytest.raises(UserError, match=words):
             list(load(Source(lambda key: None), range(5), 3))
@@ -222,9 +222,9 @@ def test_an_exception_in_a_process_comes_with_its_cause(nothing_said, error):
         if key == 7:
             raise error
 
-    found, raised = until(type(error), Source(fail))
-    assert found == list(range(7)) and str(raised) == str(error) and "in fail" in raised.__notes__[0]
-    line = _known(raised)  # what a command prints; None: the traceback of a bug
+    numbers, exception = until(type(error), Source(fail))
+    assert numbers == list(range(7)) and str(exception) == str(error) and "in fail" in exception.__notes__[0]
+    line = _known(exception)  # what a command prints; None: the traceback of a bug
     assert line.startswith("out of memory") if isinstance(error, MemoryError) else line is None
 
 
@@ -243,11 +243,11 @@ def test_an_exception_in_the_schedule_ends_the_pipeline(nothing_said, kind):
     def fails_late(epoch):
         return 0.1 if epoch < 3 else 1 // 0
 
-    found = []
+    epochs = []
     with pytest.raises(ZeroDivisionError):
         for batch in pipeline(kind, in_memory(Pixels("train", TRAIN)), tiny(paper), 2).train(0, 5, fails_late):
-            found.append(batch.epoch)
-    assert found == [1] * 3 + [2] * 3
+            epochs.append(batch.epoch)
+    assert epochs == [1] * 3 + [2] * 3
 
 
 @pytest.mark.parametrize("error", [MemoryError, SystemExit, UserError])
@@ -256,8 +256,8 @@ def test_the_thread_that_works_ahead_hands_over_any_exception(nothing_said, erro
         yield {}, torch.tensor(1)
         raise error("over")
 
-    with pytest.raises(error, match="over"), closing(ahead(items(), [])) as made:
-        assert [int(number) for _, number in made] == [1]
+    with pytest.raises(error, match="over"), closing(ahead(items(), [])) as batches:
+        assert [int(number) for _, number in batches] == [1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
@@ -270,8 +270,8 @@ def test_a_process_that_a_signal_ends_is_named_when_its_item_is_due(nothing_said
             os.kill(os.getpid(), number)
 
     for at in (0, 1, 7):
-        found, error = until(UserError, Source(die))
-        assert found == list(range(at))
+        numbers, error = until(UserError, Source(die))
+        assert numbers == list(range(at))
         assert str(error).startswith(
             f"a process that reads images was killed ({number.name}: "
         ) and "--workers 0" in str(error)

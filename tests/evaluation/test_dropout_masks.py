@@ -23,13 +23,13 @@ def pictures(count=6):
 
 
 def test_by_hand():
-    made, (images, labels) = network(), pictures()
-    made.step = 7
-    found = compare(made, images, labels, masks=6)
-    made.train()
-    logits = torch.stack([made(*images).double() for _ in range(6)]).detach()  # steps 8 to 13, as above
-    made.eval()
-    halved, geometric = made(*images).double().softmax(1).detach(), logits.softmax(2).log().mean(0).exp()
+    model, (images, labels) = network(), pictures()
+    model.step = 7
+    comparison = compare(model, images, labels, masks=6)
+    model.train()
+    logits = torch.stack([model(*images).double() for _ in range(6)]).detach()  # steps 8 to 13, as above
+    model.eval()
+    halved, geometric = model(*images).double().softmax(1).detach(), logits.softmax(2).log().mean(0).exp()
     geometric /= geometric.sum(1, keepdim=True)
 
     def error(answers):
@@ -39,7 +39,7 @@ def test_by_hand():
         return (p * (p / q).log()).sum(1).mean().item()
 
     even, odd = (logits[start::2].mean(0).softmax(1) for start in (0, 1))
-    assert found == pytest.approx(
+    assert comparison == pytest.approx(
         {
             "masks": 6,
             "images": 6,
@@ -50,33 +50,33 @@ def test_by_hand():
             "agree": 100 * (halved.argmax(1) == geometric.argmax(1)).double().mean().item(),
             "divergence": divergence(geometric, halved),
             "noise": divergence(even, odd),
-            "one_mask_divergence": sum(divergence(geometric, one.softmax(1)) for one in logits) / 6,
+            "one_mask_divergence": sum(divergence(geometric, of_mask.softmax(1)) for of_mask in logits) / 6,
         },
         rel=1e-9,
     )
-    assert found["divergence"] < found["one_mask_divergence"] and found["noise"] > 0
+    assert comparison["divergence"] < comparison["one_mask_divergence"] and comparison["noise"] > 0
 
 
 def test_the_network_is_left_as_it_was():
-    made, (images, labels) = network(), pictures()
-    made.step = 7
-    before = made.merged_state()
-    compare(made, images, labels, masks=2)
-    assert made.step == 7 and not made.training
-    assert all(torch.equal(value, before[name]) for name, value in made.merged_state().items())
+    model, (images, labels) = network(), pictures()
+    model.step = 7
+    before = model.merged_state()
+    compare(model, images, labels, masks=2)
+    assert model.step == 7 and not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.merged_state().items())
 
 
 @pytest.mark.run
 def test_with_one_layer_of_dropout_before_the_last_halving_is_exact():
     """Of a softmax of a linear layer the geometric mean over all masks is the halved network's: more masks, nearer."""
     recipe = change_layers(network().recipe, "fc6", then=("relu",))
-    made, (images, labels) = TwoTowerAlexNet(recipe, ("cpu", "cpu"), 5), pictures()
-    few, many = (compare(made, images, labels, masks=masks)["divergence"] for masks in (4, 400))
-    assert many < few / 10 and many < 0.02 * compare(made, images, labels, masks=4)["one_mask_divergence"]
+    model, (images, labels) = TwoTowerAlexNet(recipe, ("cpu", "cpu"), 5), pictures()
+    few, many = (compare(model, images, labels, masks=masks)["divergence"] for masks in (4, 400))
+    assert many < few / 10 and many < 0.02 * compare(model, images, labels, masks=4)["one_mask_divergence"]
 
 
 def test_without_dropout_all_networks_are_one():
-    made, (images, labels) = network(dropout=0.0), pictures()
-    found = compare(made, images, labels, masks=3)
-    assert found["agree"] == 100 and found["one_mask_divergence"] == pytest.approx(0, abs=1e-9)
-    assert found["halved"] == found["geometric"] == found["one_mask"]
+    model, (images, labels) = network(dropout=0.0), pictures()
+    comparison = compare(model, images, labels, masks=3)
+    assert comparison["agree"] == 100 and comparison["one_mask_divergence"] == pytest.approx(0, abs=1e-9)
+    assert comparison["halved"] == comparison["geometric"] == comparison["one_mask"]

@@ -39,8 +39,8 @@ def test_probabilities_are_averaged_not_their_logarithms():
     assert total.exp().tolist() == [pytest.approx([0.5, 0.2, 0.3], rel=1e-6), pytest.approx([0.2, 0.5, 0.3], rel=1e-6)]
     total = averaged([one, other], normalised((1, 3)))
     assert total[0].exp().tolist() == pytest.approx([0.3, 0.25, 0.45], rel=1e-6)
-    found = answers(total, torch.tensor([0, 1]))
-    assert found.errors().top1_error == 50 and found.errors().loss == pytest.approx(
+    outcome = answers(total, torch.tensor([0, 1]))
+    assert outcome.errors().top1_error == 50 and outcome.errors().loss == pytest.approx(
         -(math.log(0.3) + math.log(0.5)) / 2, rel=1e-6
     )
 
@@ -56,18 +56,18 @@ def test_a_network_averaged_with_itself_is_itself_beyond_float32():
     total = averaged([scores.float()] * 3, (1 / 3,) * 3)
     for label in range(7):
         labels = torch.tensor([label])
-        alone, together = answers(scores, labels), answers(total, labels)
-        assert together.top.tolist() == alone.top.tolist() == [[0, 6, 1, 3, 4]]
-        assert together.loss.item() == pytest.approx(alone.loss.item(), abs=1e-6)
-        for found in (alone, together):
-            assert (found.top1.item(), found.top5.item()) == (label == 0, label not in (2, 5))
+        own, average = answers(scores, labels), answers(total, labels)
+        assert average.top.tolist() == own.top.tolist() == [[0, 6, 1, 3, 4]]
+        assert average.loss.item() == pytest.approx(own.loss.item(), abs=1e-6)
+        for outcome in (own, average):
+            assert (outcome.top1.item(), outcome.top5.item()) == (label == 0, label not in (2, 5))
 
 
 def test_mirrored_networks_tie():
     one, other = logs_of([0.6, 0.4]), logs_of([0.4, 0.6])
     for label in (0, 1):
-        found = answers(averaged([one, other], (0.5, 0.5)), torch.tensor([label]))
-        assert found.top1.item() == 0.5 and found.top[0, 0] == 0  # half an image; what is named is the first
+        outcome = answers(averaged([one, other], (0.5, 0.5)), torch.tensor([label]))
+        assert outcome.top1.item() == 0.5 and outcome.top[0, 0] == 0  # half an image; what is named is the first
 
 
 def test_answers_in_parts_are_those_of_the_whole():
@@ -76,28 +76,28 @@ def test_answers_in_parts_are_those_of_the_whole():
         torch.randn(70, 9, generator=generator).round().log_softmax(1),
         torch.randint(9, (70,), generator=generator),
     )
-    whole = answers(logs, labels)
+    outcome = answers(logs, labels)
     parts = joined([judged(*rows) for rows in zip(logs.split(16), labels.split(16))])
-    assert all(torch.equal(vars(whole)[name], values) for name, values in vars(parts).items() if name != "sums")
-    torch.testing.assert_close(whole.sums, parts.sums)
+    assert all(torch.equal(vars(outcome)[name], values) for name, values in vars(parts).items() if name != "sums")
+    torch.testing.assert_close(outcome.sums, parts.sums)
     top1, top5 = (topk_credit(logs.double(), labels) / 70).tolist()
-    assert 0 < top1 < top5 < 1 and whole.errors().images == 70
-    errors = whole.errors()
+    assert 0 < top1 < top5 < 1 and outcome.errors().images == 70
+    errors = outcome.errors()
     assert (errors.top1_error, errors.top5_error) == (pytest.approx(100 - 100 * top1), pytest.approx(100 - 100 * top5))
 
 
 def test_equal_classes_come_in_their_order_among_the_top_five():
-    found = answers(torch.tensor([[1.0, 3, 2, 3, 2, 2, 2]]), torch.tensor([6]))
-    assert found.top.tolist() == [[1, 3, 2, 4, 5]] and found.top5.item() == 3 / 4
+    outcome = answers(torch.tensor([[1.0, 3, 2, 3, 2, 2, 2]]), torch.tensor([6]))
+    assert outcome.top.tolist() == [[1, 3, 2, 4, 5]] and outcome.top5.item() == 3 / 4
 
 
 def test_without_labels_there_are_no_errors():
-    found = joined([judged(torch.eye(3), torch.full((3,), -1))] * 2)
+    outcome = joined([judged(torch.eye(3), torch.full((3,), -1))] * 2)
     assert (
-        found.errors() is None
-        and found.top1 is None
-        and found.loss is None
-        and found.top.tolist() == [[0, 1, 2], [1, 0, 2], [2, 0, 1]] * 2
+        outcome.errors() is None
+        and outcome.top1 is None
+        and outcome.loss is None
+        and outcome.top.tolist() == [[0, 1, 2], [1, 0, 2], [2, 0, 1]] * 2
     )
 
 
@@ -145,29 +145,29 @@ def test_of_few_classes_the_first_answer_counts():
     """Of five classes all are among the first five. By hand: the average is right about image 0 where the first
     network has more than 1/4 of the second's weight (0.8 of a lead against 0.2), about image 1 where it has less than
     1/3 (0.6 against 0.2); of steps of 0.05 that is 0.15 to 0.5. Of six classes every weighting is right."""
-    for classes, chosen in ((2, (0.15, 0.5)), (5, (0.15, 0.5)), (6, (0.5, 0.5))):
+    for classes, expected in ((2, (0.15, 0.5)), (5, (0.15, 0.5)), (6, (0.5, 0.5))):
         rest = [0.0] * (classes - 2)
         first = logs_of([0.9, 0.1, *rest], [0.2, 0.8, *rest])
         second = logs_of([0.4, 0.6, *rest], [0.6, 0.4, *rest])
-        assert choose_weights([first, second], torch.tensor([0, 0])) == chosen, classes
+        assert choose_weights([first, second], torch.tensor([0, 0])) == expected, classes
 
 
 @pytest.mark.parametrize("above, count", [(4, 1), (5, 0), (6, 0)])
 def test_four_before_the_label_leave_it_among_five(above, count):
-    one = logs_of([0.16] * above + [0.02] * (6 - above) + [0.1])
+    logs = logs_of([0.16] * above + [0.02] * (6 - above) + [0.1])
     assert (
-        ensemble_weights._Right([one], torch.tensor([6]))([10])
-        == ensemble_weights._Right([one, one], torch.tensor([6]))([3, 0])
+        ensemble_weights._Right([logs], torch.tensor([6]))([10])
+        == ensemble_weights._Right([logs, logs], torch.tensor([6]))([3, 0])
         == count
     )
 
 
 def test_the_fifth_decides():
     """Four classes that both networks put before the label, and one that only the first does."""
-    counted = ensemble_weights._Right(
+    counter = ensemble_weights._Right(
         [logs_of([0.16] * 5 + [0.02, 0.1]), logs_of([0.16] * 4 + [0.02] * 2 + [0.1])], torch.tensor([6])
     )
-    assert (counted([1, 0]), counted([0, 1]), counted([1, 5]), counted([5, 1])) == (0, 1, 1, 0)
+    assert (counter([1, 0]), counter([0, 1]), counter([1, 5]), counter([5, 1])) == (0, 1, 1, 0)
 
 
 def test_weights_that_are_good_already_stay_a_half():
@@ -192,11 +192,11 @@ def test_no_single_weight_changed_is_better(seed):
     """The search ends where every change of one weight, tried here by plain averages, is no better; never below where
     it began."""
     logs, labels = random_networks(seed)
-    found = choose_weights(logs, labels)
-    best = right(logs, labels, found)
+    choice = choose_weights(logs, labels)
+    best = right(logs, labels, choice)
     assert best >= right(logs, labels, (0.5,) * 3)
-    changed = [found[:place] + (step / 20,) + found[place + 1 :] for place in range(3) for step in range(21)]
-    assert max(right(logs, labels, weights) for weights in changed if any(weights)) <= best
+    neighbours = [choice[:place] + (step / 20,) + choice[place + 1 :] for place in range(3) for step in range(21)]
+    assert max(right(logs, labels, weights) for weights in neighbours if any(weights)) <= best
 
 
 @pytest.mark.run
@@ -205,9 +205,9 @@ def test_where_one_network_is_always_right_the_search_finds_what_all_weights_fin
     """Network 0 is right about every image by a little; the others are wrong by much about some. Best of all weights:
     no error."""
     logs, labels = random_networks(seed, images=12)
-    sure = torch.full((12, 12), 0.08)
-    sure[torch.arange(12), labels] = 0.12
-    logs[0] = sure.log()
+    probabilities = torch.full((12, 12), 0.08)
+    probabilities[torch.arange(12), labels] = 0.12
+    logs[0] = probabilities.log()
     grid = [weights for weights in itertools.product(range(0, 21, 2), repeat=3) if any(weights)]
     best = max(right(logs, labels, weights) for weights in grid)
     assert right(logs, labels, (1, 1, 1)) < best == 12

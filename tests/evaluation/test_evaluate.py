@@ -58,8 +58,8 @@ def test_credits_of_one_image(scores, label, top1, top5):
 def test_credits_agree_with_topk_without_ties():
     generator = torch.Generator().manual_seed(0)
     scores, labels = torch.rand(500, 20, generator=generator), torch.randint(20, (500,), generator=generator)
-    for k, found in zip((1, 5), topk_credit(scores, labels).tolist()):
-        assert found == (scores.topk(k).indices == labels[:, None]).any(1).sum().item()
+    for k, credit in zip((1, 5), topk_credit(scores, labels).tolist()):
+        assert credit == (scores.topk(k).indices == labels[:, None]).any(1).sum().item()
 
 
 class Scripted(nn.Module):
@@ -88,17 +88,17 @@ def test_probabilities_are_averaged_and_every_image_counts_once():
         "mirror": torch.tensor([[-9.0, 0, -9], [0, 5, 0], [0, 0, 5]]),
     }
     labels = torch.tensor([0, 1, 0])
-    counted = []
+    counts = []
     network = Scripted().train()
-    tested = evaluate(
+    outcomes = evaluate(
         network,
         ScriptedPipeline(logits, labels),
         "val",
         {"one": ["centre"], "two": ["centre", "mirror"]},
         2,
-        counted.append,
+        counts.append,
     )
-    errors = {name: answers.errors() for name, answers in tested.items()}
+    errors = {name: answers.errors() for name, answers in outcomes.items()}
     p = [np.exp(logits[view][0].numpy()) / np.exp(logits[view][0].numpy()).sum() for view in ("centre", "mirror")]
     assert p[0].argmax() == 0 and np.mean(p, 0).argmax() == 1
     assert errors["one"].top1_error == pytest.approx(100 / 3) and errors["two"].top1_error == pytest.approx(200 / 3)
@@ -108,13 +108,13 @@ def test_probabilities_are_averaged_and_every_image_counts_once():
         *(-np.log(torch.stack([logits[v][i].softmax(0) for v in logits]).mean(0)[labels[i]].item()) for i in (1, 2)),
     ]
     assert errors["two"].loss == pytest.approx(np.mean(losses))
-    assert counted == [2, 1] and network.training  # left in the mode it was in
+    assert counts == [2, 1] and network.training  # left in the mode it was in
 
 
 def test_a_loss_beyond_float32_is_finite():
     """exp(-300) is 0 in float32; the loss is 300 all the same, and over two views -log of the mean."""
     logits = {"one": torch.tensor([[300.0, 0, 0]]), "two": torch.tensor([[200.0, 0, 0]])}
-    tested = evaluate(
+    outcomes = evaluate(
         Scripted(),
         ScriptedPipeline(logits, torch.tensor([1])),
         "val",
@@ -122,7 +122,7 @@ def test_a_loss_beyond_float32_is_finite():
         1,
         lambda n: None,
     )
-    assert tested["one"].errors().loss == pytest.approx(300) and tested["both"].errors().loss == pytest.approx(
+    assert outcomes["one"].errors().loss == pytest.approx(300) and outcomes["both"].errors().loss == pytest.approx(
         200 + np.log(2)
     )
 
@@ -139,23 +139,23 @@ def test_the_bits_of_errors_are_those_of_sums_over_batches(tmp_path, classes, ba
         logits = {view: values.round() for view, values in logits.items()}
         logits["centre"][5] = float("nan")
     protocols = {"centre view": ["centre"], "ten views": ["centre", "mirror"]}
-    taken, pipeline = [], ScriptedPipeline(logits, labels)
-    found = evaluate(
-        Scripted(), pipeline, "val", protocols, batch_size, lambda n: None, lambda *batch: taken.append(batch)
+    parts, pipeline = [], ScriptedPipeline(logits, labels)
+    outcomes = evaluate(
+        Scripted(), pipeline, "val", protocols, batch_size, lambda n: None, lambda *batch: parts.append(batch)
     )
-    write_right(tmp_path, found)
-    written = read_right(tmp_path / RIGHT)
-    assert [place for rows, _ in taken for place in range(rows.start, rows.stop)] == list(range(333))
+    write_right(tmp_path, outcomes)
+    record = read_right(tmp_path / RIGHT)
+    assert [place for rows, _ in parts for place in range(rows.start, rows.stop)] == list(range(333))
     for name in protocols:
         sums = torch.zeros(3, dtype=torch.float64)
-        for rows, means in taken:
+        for rows, means in parts:
             loss = -means[name].gather(1, labels[rows, None]).sum(0)
             sums = sums + torch.cat((topk_credit(means[name], labels[rows]), loss))
         top1, top5, loss = (sums / 333).tolist()
-        np.testing.assert_array_equal(astuple(found[name].errors()), (100 - 100 * top1, 100 - 100 * top5, loss, 333))
-        whole = torch.stack(topk_credit_each(torch.cat([means[name] for _, means in taken]), labels))
-        assert np.array_equal(written[name], whole.eq(1).numpy())
-        np.testing.assert_array_equal(torch.stack((found[name].top1, found[name].top5)).numpy(), whole.numpy())
+        np.testing.assert_array_equal(astuple(outcomes[name].errors()), (100 - 100 * top1, 100 - 100 * top5, loss, 333))
+        credit = torch.stack(topk_credit_each(torch.cat([means[name] for _, means in parts]), labels))
+        assert np.array_equal(record[name], credit.eq(1).numpy())
+        np.testing.assert_array_equal(torch.stack((outcomes[name].top1, outcomes[name].top5)).numpy(), credit.numpy())
     assert math.isnan(loss) == ties
     for images, bits in ((10**12, (2, 1)), (-1, (2, 1)), (9, (2, 1)), (6, (1, 1)), (6, (2, 1, 1)), (6, (2,))):
         np.savez(tmp_path / RIGHT, images=np.array(images), **{"ten views": np.zeros(bits, np.uint8)})
@@ -166,8 +166,8 @@ def wilson(wrong, images, z=1.959963984540054):
     """The interval in %, by its formula."""
     share = wrong / images
     centre = (share + z * z / (2 * images)) / (1 + z * z / images)
-    half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2) / (1 + z * z / images)
-    return f"{100 * max(0, centre - half):.0f} to {100 * min(1, centre + half):.0f} %"
+    margin = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2) / (1 + z * z / images)
+    return f"{100 * max(0, centre - margin):.0f} to {100 * min(1, centre + margin):.0f} %"
 
 
 @every("wrong, images", [(11, 18), (0, 18), (18, 18), (1, 1), (7, 999), (500, 999)])
@@ -224,13 +224,13 @@ def seen(centre, mirror=None):
 def networks(monkeypatch):
     """Makes `Run`s of hand-made answers, {split: views} for each; a run's network must be gone when the next one is
     loaded."""
-    alive = []
+    references = []
 
     def load_run(directory, gpus, kernels, ranks):
         gc.collect()
-        assert all(reference() is None for reference in alive), "a network is still in memory"
+        assert all(reference() is None for reference in references), "a network is still in memory"
         network = Scripted()
-        alive.append(weakref.ref(network))
+        references.append(weakref.ref(network))
         return network, None
 
     def make(labels, *answers, names=("ten views",)):
@@ -263,8 +263,8 @@ class OfSplits:
 ONE, OTHER = [[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.4, 0.5, 0.1]], [[0.1, 0.7, 0.2], [0.3, 0.6, 0.1], [0.3, 0.6, 0.1]]
 
 
-def top1(found):
-    return {name: of_protocol.errors().top1_error for name, of_protocol in found.items()}
+def top1(by_protocol):
+    return {name: of_protocol.errors().top1_error for name, of_protocol in by_protocol.items()}
 
 
 @pytest.mark.run
@@ -272,16 +272,16 @@ def test_the_average_of_runs_by_hand(networks):
     """Averages: (.35 .5 .15), (.4 .5 .1), (.35 .55 .1); weighted by 4 and 1: (.5 .38 .12), (.46 .44 .1), (.38 .52
     .1)."""
     runs = networks({"val": [0, 0, 1]}, {"val": seen(ONE)}, {"val": seen(OTHER)})
-    found = evaluate_runs(runs, "val")
-    assert [top1(each) for each in found.runs] == [
+    test = evaluate_runs(runs, "val")
+    assert [top1(by_protocol) for by_protocol in test.runs] == [
         {"centre view": 0, "ten views": 0},
         {"centre view": pytest.approx(200 / 3), "ten views": pytest.approx(200 / 3)},
     ]
-    assert top1(found.average) == {"centre view": pytest.approx(200 / 3), "ten views": pytest.approx(200 / 3)}
-    assert found.weights == (0.5, 0.5) and found.average["ten views"].top.tolist() == [[1, 0, 2]] * 3
-    assert found.average["ten views"].errors().loss == pytest.approx(-np.log([0.35, 0.4, 0.55]).mean(), rel=1e-6)
-    found = evaluate_runs(runs, "val", (0.8, 0.2))
-    assert top1(found.average)["ten views"] == 0 and found.average["centre view"].top[:, 0].tolist() == [0, 0, 1]
+    assert top1(test.average) == {"centre view": pytest.approx(200 / 3), "ten views": pytest.approx(200 / 3)}
+    assert test.weights == (0.5, 0.5) and test.average["ten views"].top.tolist() == [[1, 0, 2]] * 3
+    assert test.average["ten views"].errors().loss == pytest.approx(-np.log([0.35, 0.4, 0.55]).mean(), rel=1e-6)
+    test = evaluate_runs(runs, "val", (0.8, 0.2))
+    assert top1(test.average)["ten views"] == 0 and test.average["centre view"].top[:, 0].tolist() == [0, 0, 1]
     single = evaluate_runs(runs[:1], "val")
     assert single.average is single.runs[0] and single.weights == (1,) and top1(single.average)["ten views"] == 0
 
@@ -297,22 +297,22 @@ def led_by(lead):
 def test_weights_are_chosen_on_the_validation_images(networks, split, capsys):
     """The first network is wrong about both validation images, the second right: the first gets 0, the first weight
     tried that is right. On the test images it would have been the other way round."""
-    wrong, good = [led_by(-0.08), led_by(-0.1)], [led_by(0.01), led_by(0.02)]
+    wrong_answers, right_answers = [led_by(-0.08), led_by(-0.1)], [led_by(0.01), led_by(0.02)]
     runs = networks(
         {"val": [6, 6], "test": [6, 6]},
-        {"val": seen(wrong), "test": seen(good)},
-        {"val": seen(good), "test": seen(wrong)},
+        {"val": seen(wrong_answers), "test": seen(right_answers)},
+        {"val": seen(right_answers), "test": seen(wrong_answers)},
     )
     for views in ("ten", "centre"):
-        found = evaluate_runs(runs, split, "validation", views)
-        assert found.weights == (0, 1)
-        assert top1(found.average)["ten views"] == (100 if split == "test" else 0)
-        assert found.average["ten views"].errors().top5_error == (100 if split == "test" else 0)
-        assert [each["ten views"].errors().top5_error for each in found.runs] == (
+        test = evaluate_runs(runs, split, "validation", views)
+        assert test.weights == (0, 1)
+        assert top1(test.average)["ten views"] == (100 if split == "test" else 0)
+        assert test.average["ten views"].errors().top5_error == (100 if split == "test" else 0)
+        assert [by_protocol["ten views"].errors().top5_error for by_protocol in test.runs] == (
             [0, 100] if split == "test" else [100, 0]
         )
-        printed = capsys.readouterr().out
-        assert "chosen on the validation images: 0 0.5" in printed and ("WARNING" in printed) == (split == "val")
+        output = capsys.readouterr().out
+        assert "chosen on the validation images: 0 0.5" in output and ("WARNING" in output) == (split == "val")
 
 
 @pytest.mark.run
@@ -338,20 +338,20 @@ def test_a_run_of_one_view_is_averaged_with_one_of_ten(networks):
     for first in (0, 1):
         ten, one = networks({"val": [0, 0, 1]}, {"val": seen(ONE, mirror)}, {"val": seen(OTHER)})
         del one.protocols["ten views"]
-        found = evaluate_runs([one, ten] if first else [ten, one], "val")
+        test = evaluate_runs([one, ten] if first else [ten, one], "val")
         name = "one view / ten views" if first else "ten views / one view"
-        assert list(found.average) == ["centre view", name] and [len(each) for each in found.runs] == [2, 2]
+        assert list(test.average) == ["centre view", name] and [len(by_protocol) for by_protocol in test.runs] == [2, 2]
         expected = np.mean([np.mean([ONE, mirror], 0), OTHER], 0)
-        assert found.average[name].errors().loss == pytest.approx(
+        assert test.average[name].errors().loss == pytest.approx(
             -np.log(expected[[0, 1, 2], [0, 0, 1]]).mean(), rel=1e-6
         )
-        assert found.average["centre view"].errors().loss == pytest.approx(
+        assert test.average["centre view"].errors().loss == pytest.approx(
             -np.log(np.mean([ONE, OTHER], 0)[[0, 1, 2], [0, 0, 1]]).mean(), rel=1e-6
         )
     for views in ("ten", "centre"):
         one, other = networks({"val": [0, 0, 1]}, {"val": seen(OTHER)}, {"val": seen(ONE)})
-        for each in (one, other):
-            del each.protocols["ten views"]
+        for member in (one, other):
+            del member.protocols["ten views"]
         assert list(evaluate_runs([one, other], "val", "validation", views).average) == ["centre view"]
         assert list(evaluate_runs([one], "val", views=views).average) == ["centre view"]
 
@@ -392,20 +392,20 @@ def evaluated(*arguments):
 
 
 def refused(*arguments):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as refusal:
         command.main([*map(str, arguments), "--gpus", "cpu", "--workers", "0"])
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
 
 
 def mean_answers(directory, data, split):
     """[(images, classes) probabilities under the centre view and under ten views] of a run, in float64, each view by
     itself."""
-    network, described = trained_module.load_run(directory, "cpu")
-    recipe, dataset = described.recipe, open_dataset(str(data), described.recipe.stored_size, (split,))
+    network, training = trained_module.load_run(directory, "cpu")
+    recipe, dataset = training.recipe, open_dataset(str(data), training.recipe.stored_size, (split,))
     statistics, means = pixel_statistics.Statistics.load(directory).mean.astype(np.float32), []
     for views in both_protocols(recipe).values():
-        found = []
+        distributions = []
         for place in range(len(dataset.splits[split])):
             picture, crops = dataset.splits[split].read(place).astype(np.float32) - statistics, []
             for top, left, flip in views:
@@ -414,8 +414,8 @@ def mean_answers(directory, data, split):
                     torch.from_numpy(np.ascontiguousarray((crop[:, ::-1] if flip else crop).transpose(2, 0, 1)))
                 )
             with torch.inference_mode():
-                found.append(network(torch.stack(crops), torch.stack(crops)).double().softmax(1).mean(0))
-        means.append(torch.stack(found))
+                distributions.append(network(torch.stack(crops), torch.stack(crops)).double().softmax(1).mean(0))
+        means.append(torch.stack(distributions))
     return means
 
 
@@ -444,24 +444,24 @@ def test_two_runs_and_all_their_files(trained, tmp_path, split, capsys):
         "--batch-size",
         "4",
     )
-    printed = capsys.readouterr().out
-    found = [mean_answers(trained / name, options[1], split) for name in "ab"]
-    found.append([0.75 * one + 0.25 * other for one, other in zip(*found)])
+    output = capsys.readouterr().out
+    by_run = [mean_answers(trained / name, options[1], split) for name in "ab"]
+    by_run.append([0.75 * one + 0.25 * other for one, other in zip(*by_run)])
     labels = torch.arange(15) // 5
     errors = [
         100 - 100 * (of_protocol.argmax(1) == labels).double().mean().item()
-        for of_run in found
+        for of_run in by_run
         for of_protocol in of_run
     ]
-    table = [float(error) for error in re.findall(r"views?  +top-1 error +([\d.]+) %", printed)]
+    table = [float(error) for error in re.findall(r"views?  +top-1 error +([\d.]+) %", output)]
     assert (
         table == [pytest.approx(error, abs=0.006) for error in errors]
-        and "average of 2 runs, weights 0.75 0.25" in printed
+        and "average of 2 runs, weights 0.75 0.25" in output
     )
 
-    expected = found[2][1].argsort(1, descending=True)
+    expected = by_run[2][1].argsort(1, descending=True)
     lines = [[int(number) for number in line.split()] for line in (tmp_path / "s").read_text().splitlines()]
-    assert lines == (expected + 1).tolist() and "classes numbered from 1" in printed
+    assert lines == (expected + 1).tolist() and "classes numbered from 1" in output
     with open(tmp_path / "c.csv", newline="") as file:
         counts = np.array([row[1:] for row in list(csv.reader(file))[1:]], int)
     assert counts.tolist() == [
@@ -484,10 +484,10 @@ def test_files_are_about_the_views_that_are_asked_for(trained, tmp_path, capsys)
 @pytest.mark.run
 def test_weights_chosen_on_validation_are_used_for_the_test_images(trained, tmp_path, capsys):
     evaluated(trained / "a", trained / "b", "--data", trained / "folder", "--split", "test", "--weights", "validation")
-    printed = capsys.readouterr().out
+    output = capsys.readouterr().out
     # of three classes no top-5 error is better than another
-    assert "weights chosen on the validation images: 0.5 0.5" in printed
-    assert re.findall("^(?:val|test), ", printed, re.M) == ["val, "] * 2 + ["test, "] * 6 and "WARNING" not in printed
+    assert "weights chosen on the validation images: 0.5 0.5" in output
+    assert re.findall("^(?:val|test), ", output, re.M) == ["val, "] * 2 + ["test, "] * 6 and "WARNING" not in output
 
 
 FLAGS = ("--submission", "--per-class", "--confusion")
@@ -542,12 +542,10 @@ def test_what_the_newest_weights_were_trained_with_counts_and_not_what_the_run_w
     content["recipe"]["stored_size"] = 300
     (run / "run.json").write_text(json.dumps(content))
     (run / "statistics.safetensors").unlink()
-    found, expected = trained_module.trained(run), trained_module.trained(trained / "a")
-    assert (
-        found.checkpoint.name == expected.checkpoint.name and found.recipe == expected.recipe and found.weights is None
-    )
-    assert (found.source, found.classes) == (expected.source, expected.classes)
-    assert np.array_equal(found.statistics.mean, expected.statistics.mean)
+    own, expected = trained_module.trained(run), trained_module.trained(trained / "a")
+    assert own.checkpoint.name == expected.checkpoint.name and own.recipe == expected.recipe and own.weights is None
+    assert (own.source, own.classes) == (expected.source, expected.classes)
+    assert np.array_equal(own.statistics.mean, expected.statistics.mean)
 
 
 def no_test(trained, tmp_path):

@@ -30,22 +30,22 @@ def job(count, main, *words, before=lambda: None, several=True):
 def test_what_is_said_and_written_is_that_of_one_process(trained, tmp_path, capsys):
     """Batches of 4 and 2 images, or six of one: for three processes, of which one has none of the former."""
     files = {"--submission": "submission", "--per-class": "classes.csv", "--confusion": "confusion.csv"}
-    for number, (count, batch, more) in enumerate(((2, 4, ()), (3, 4, ("--views", "centre")), (2, 1, ()))):
-        said, contents = [], []
+    for number, (count, batch, options) in enumerate(((2, 4, ()), (3, 4, ("--views", "centre")), (2, 1, ()))):
+        texts, contents = [], []
         for place in (tmp_path / f"one-{number}", tmp_path / f"many-{number}"):
             place.mkdir()
             outputs = [word for flag, name in files.items() for word in (flag, place / name)]
-            words = [trained, "--gpus", "cpu", "--workers", 0, "--batch-size", batch, *more, *outputs]
-            if not said:
+            words = [trained, "--gpus", "cpu", "--workers", 0, "--batch-size", batch, *options, *outputs]
+            if not texts:
                 assert evaluate.main([*map(str, words)]) == 0
-                said.append(capsys.readouterr().out)
+                texts.append(capsys.readouterr().out)
             else:
                 processes = job(count, evaluate.main, *words)
                 assert apart.end(processes) == [0] * count and apart.said(processes) == [], apart.said(processes)
                 assert not any(process.out for process in processes[1:])
-                said.append(processes[0].out)
+                texts.append(processes[0].out)
             contents.append([(place / name).read_bytes() for name in files.values()])
-        assert said[0] == said[1].replace("many-", "one-") and "top-1 error" in said[0]
+        assert texts[0] == texts[1].replace("many-", "one-") and "top-1 error" in texts[0]
         assert contents[0] == contents[1]
 
 
@@ -60,5 +60,5 @@ def test_what_cannot_be_tested_in_several_processes_is_one_line(trained, tmp_pat
     ):
         processes = job(2, main, *words, before=before, several=several)
         assert apart.end(processes) == [2, 2]
-        (said,) = apart.said(processes)
-        assert said.startswith("error: ") and line in said
+        (message,) = apart.said(processes)
+        assert message.startswith("error: ") and line in message

@@ -23,11 +23,11 @@ def by_hand(network, mean, split):
     """{layer: (N, ...) float64} of the centre view of a split's pictures."""
     pictures = np.stack([split.read(number) for number in range(len(split))]).astype(np.float64)
     x = torch.from_numpy((pictures - mean)[:, 4:36, 4:36].transpose(0, 3, 1, 2).copy())
-    found = {}
+    outputs = {}
     with torch.no_grad():
         for name, module in network.merge().named_children():
-            found[name] = x = module(x)
-    return found
+            outputs[name] = x = module(x)
+    return outputs
 
 
 @pytest.mark.run
@@ -37,14 +37,14 @@ def test_features_of_any_layer_and_split(settings, folder, tmp_path, monkeypatch
     one line; a network that answers with NaN leaves no file."""
     without_git(monkeypatch)
     run, network, mean = made_run(tmp_path / "run", ("mini", settings), words=CLASSES)
-    few = ["--data", str(folder), "--gpus", "cpu", "--workers", "0", "--batch-size", "4"]
+    options = ["--data", str(folder), "--gpus", "cpu", "--workers", "0", "--batch-size", "4"]
     for layer, split in (("conv1", "val"), ("conv2", "train"), ("fc6", "val"), ("fc8", "val")):
         data = open_dataset(str(folder), 41, (split,)).splits[split]
         expected = by_hand(network, mean, data)[layer].numpy()
         paths = [tmp_path / f"{layer}{ending}" for ending in layer_features.ENDINGS]
         for path in paths:
             views = ["--views", "centre"] if layer == "conv1" else []  # as it is without
-            command = [str(run), "--features", layer, "--split", split, "--out", str(path), *few, *views]
+            command = [str(run), "--features", layer, "--split", split, "--out", str(path), *options, *views]
             assert evaluate.main(command) == 0
         assert f"features {expected.shape}, labels ({len(data)},)" in capsys.readouterr().out
         archive = np.load(paths[0])
@@ -53,26 +53,26 @@ def test_features_of_any_layer_and_split(settings, folder, tmp_path, monkeypatch
         assert archive["classes"].tolist() == CLASSES
         with safe_open(paths[1], "np") as file:
             assert all(np.array_equal(file.get_tensor(name), archive[name]) for name in ("features", "labels"))
-            about = file.metadata()
-        assert about["layer"] == layer and about["split"] == split and json.loads(about["classes"]) == CLASSES
-    new = str(tmp_path / "new.npz")
-    for words, told in (
-        (["--features", "conv9", "--out", new], "its layers are conv1, conv2, fc6, fc8"),
+            metadata = file.metadata()
+        assert metadata["layer"] == layer and metadata["split"] == split and json.loads(metadata["classes"]) == CLASSES
+    dest = str(tmp_path / "new.npz")
+    for words, message in (
+        (["--features", "conv9", "--out", dest], "its layers are conv1, conv2, fc6, fc8"),
         (["--features", "fc6"], "go together"),
-        (["--out", new], "go together"),
+        (["--out", dest], "go together"),
         (["--split", "train"], "--split train is for --features LAYER --out FILE; tests are of val or test"),
         (["--features", "fc6", "--out", str(tmp_path / "new.pt")], "has to end with .npz or .safetensors"),
         (["--features", "fc6", "--out", str(paths[0])], "is there already"),
-        (["--features", "fc6", "--out", new, "--views", "ten"], "--features are of the centre view, and --views ten"),
-        (["--features", "fc6", "--out", new, "--split", "test"], "it has no test/ folder, only train/, val/; images"),
-        (["--features", "fc6", "--out", new, "--confusion", str(tmp_path / "x")], "without --confusion"),
-        ([str(run), "--features", "fc6", "--out", new], "of one RUN"),
+        (["--features", "fc6", "--out", dest, "--views", "ten"], "--features are of the centre view, and --views ten"),
+        (["--features", "fc6", "--out", dest, "--split", "test"], "it has no test/ folder, only train/, val/; images"),
+        (["--features", "fc6", "--out", dest, "--confusion", str(tmp_path / "x")], "without --confusion"),
+        ([str(run), "--features", "fc6", "--out", dest], "of one RUN"),
     ):
-        with pytest.raises(UserError) as raised:
-            evaluate.main([str(run), *words, *few])
-        assert told in str(raised.value) and "\n" not in str(raised.value), raised.value
+        with pytest.raises(UserError) as refusal:
+            evaluate.main([str(run), *words, *options])
+        assert message in str(refusal.value) and "\n" not in str(refusal.value), refusal.value
     # the last batch is not; the statistics of the checkpoint have fewer dimensions
     monkeypatch.setattr(layer_features.safetensors_file, "finite", lambda array: array.ndim < 4 or len(array) == 4)
     with pytest.raises(UserError, match="conv1 gives NaN or infinity"):
-        evaluate.main([str(run), "--features", "conv1", "--out", new, *few])
+        evaluate.main([str(run), "--features", "conv1", "--out", dest, *options])
     assert not list(tmp_path.glob("new*"))

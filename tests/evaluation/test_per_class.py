@@ -36,8 +36,8 @@ IMAGES = [
 
 
 def counted():
-    found = answers(torch.stack([scores for _, scores in IMAGES]), torch.tensor([label for label, _ in IMAGES]))
-    return found, confusion(found.labels, found.top[:, 0], len(CLASSES))
+    outcome = answers(torch.stack([scores for _, scores in IMAGES]), torch.tensor([label for label, _ in IMAGES]))
+    return outcome, confusion(outcome.labels, outcome.top[:, 0], len(CLASSES))
 
 
 def rows(text):
@@ -55,15 +55,15 @@ def test_the_confusion_by_hand():
         [1, 0, 0, 0, 0, 0, 0],  # all tied: the first class
         [1, 0, 0, 0, 0, 0, 0],
     ]
-    written = rows(confusion_table(CLASSES, counts))
-    assert written[0] == ["class", *CLASSES] and [row[0] for row in written[1:]] == list(CLASSES)
-    assert [[int(count) for count in row[1:]] for row in written[1:]] == counts.tolist()
+    records = rows(confusion_table(CLASSES, counts))
+    assert records[0] == ["class", *CLASSES] and [row[0] for row in records[1:]] == list(CLASSES)
+    assert [[int(count) for count in row[1:]] for row in records[1:]] == counts.tolist()
 
 
 def test_the_errors_of_each_class_by_hand():
-    found, counts = counted()
-    written = rows(table(CLASSES, found, counts))
-    assert written[0] == [
+    outcome, counts = counted()
+    records = rows(table(CLASSES, outcome, counts))
+    assert records[0] == [
         "class",
         "images",
         "top-1 error %",
@@ -71,7 +71,7 @@ def test_the_errors_of_each_class_by_hand():
         "most frequent wrong class",
         "its images",
     ]
-    assert written[1:] == [
+    assert records[1:] == [
         ["ant", "4", "75.0000", "25.0000", CLASSES[1], "2"],
         [CLASSES[1], "2", "100.0000", "0.0000", "ant", "1"],  # once ant, once cow: the first
         ["cow", "2", "0.0000", "0.0000", "", "0"],
@@ -81,30 +81,30 @@ def test_the_errors_of_each_class_by_hand():
         ["fox", "1", f"{600 / 7:.4f}", f"{200 / 7:.4f}", "ant", "1"],
         ["gnu", "1", "100.0000", "100.0000", "ant", "1"],
     ]
-    assert rows(table(CLASSES, found, counts, CLASSES)) == written  # words that say nothing more
+    assert rows(table(CLASSES, outcome, counts, CLASSES)) == records  # words that say nothing more
     words = [name.upper() for name in CLASSES]
-    named = rows(table(CLASSES, found, counts, words))
-    assert [row[:6] for row in named] == written and named[0][6:] == ["class in words", "wrong class in words"]
-    assert [row[6:] for row in named[1:4]] == [["ANT", words[1]], [words[1], "ANT"], ["COW", ""]]
+    in_words = rows(table(CLASSES, outcome, counts, words))
+    assert [row[:6] for row in in_words] == records and in_words[0][6:] == ["class in words", "wrong class in words"]
+    assert [row[6:] for row in in_words[1:4]] == [["ANT", words[1]], [words[1], "ANT"], ["COW", ""]]
 
 
 def test_the_classes_add_up_to_the_whole():
-    found, counts = counted()
-    written, errors = rows(table(CLASSES, found, counts))[1:], found.errors()
-    for column, whole in ((2, errors.top1_error), (3, errors.top5_error)):
-        parts = sum(int(row[1]) * float(row[column] or 0) for row in written)
-        assert abs(parts / len(IMAGES) - whole) < 1e-3
+    outcome, counts = counted()
+    records, errors = rows(table(CLASSES, outcome, counts))[1:], outcome.errors()
+    for column, error in ((2, errors.top1_error), (3, errors.top5_error)):
+        parts = sum(int(row[1]) * float(row[column] or 0) for row in records)
+        assert abs(parts / len(IMAGES) - error) < 1e-3
     assert counts.sum() == len(IMAGES) == errors.images
 
 
 def test_names_that_accents_alone_tell_apart_have_their_number():
     classes = ("cafe\u0301", "tea", "caf\u00e9")
     scores = torch.eye(3)[[2, 0, 1]]
-    found = answers(scores, torch.tensor([0, 2, 1]))
-    counts = confusion(found.labels, found.top[:, 0], 3)
-    shown = ["cafe\u0301 (class 1)", "tea", "caf\u00e9 (class 3)"]
-    assert [(row[0], row[4]) for row in rows(table(classes, found, counts))[1:]] == list(
-        zip(shown, [shown[2], "", shown[0]])
+    outcome = answers(scores, torch.tensor([0, 2, 1]))
+    counts = confusion(outcome.labels, outcome.top[:, 0], 3)
+    names = ["cafe\u0301 (class 1)", "tea", "caf\u00e9 (class 3)"]
+    assert [(row[0], row[4]) for row in rows(table(classes, outcome, counts))[1:]] == list(
+        zip(names, [names[2], "", names[0]])
     )
-    written = rows(confusion_table(classes, counts))
-    assert written[0] == ["class", *shown] and [row[0] for row in written[1:]] == shown
+    records = rows(confusion_table(classes, counts))
+    assert records[0] == ["class", *names] and [row[0] for row in records[1:]] == names

@@ -53,13 +53,13 @@ def answered(capsys, *arguments, status=0):
 @pytest.mark.run
 def test_it_says_what_the_test_of_the_run_says(trained, data):  # noqa: F811
     """The pictures of the validation split, given one by one, have the probabilities that evaluate finds."""
-    (opened,) = open_runs([trained], data, ("val",), "cpu", workers=0)
-    network, found = load_run(trained, "cpu")
-    pictures = [opened.dataset.splits["val"].read(number) for number in range(len(opened.dataset.splits["val"]))]
+    (open_run,) = open_runs([trained], data, ("val",), "cpu", workers=0)
+    network, training = load_run(trained, "cpu")
+    pictures = [open_run.dataset.splits["val"].read(number) for number in range(len(open_run.dataset.splits["val"]))]
     protocols = dict(zip(("one", "ten"), both_protocols(network.recipe).values()))
-    ((means, _),) = log_probabilities(network, opened.pipeline, "val", protocols, 99)
+    ((means, _),) = log_probabilities(network, open_run.pipeline, "val", protocols, 99)
     for views in ("one", "ten"):
-        probabilities, labels = predict_images.predict(network, found.statistics, pictures, views, top=3)
+        probabilities, labels = predict_images.predict(network, training.statistics, pictures, views, top=3)
         expected = means[views].exp()
         torch.testing.assert_close(probabilities, expected.gather(1, labels), rtol=1e-5, atol=1e-7)
         assert (probabilities.diff(dim=1) <= 0).all() and torch.allclose(
@@ -109,10 +109,10 @@ def test_every_kind_of_file_is_answered(trained, tmp_path, capsys, mode, kind):
 
 def test_an_orientation_tag_is_ignored_as_in_training(trained, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    turned = Image.Exif()
-    turned[0x0112] = 6
+    exif = Image.Exif()
+    exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "plain.png")
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     document = json.loads(answered(capsys, trained, tmp_path / "plain.png", tmp_path / "turned.png", "--json").out)
     assert document["pictures"][0]["top"] == document["pictures"][1]["top"]
 
@@ -130,13 +130,13 @@ def test_bad_files_are_named_and_the_others_answered(trained, photograph, tmp_pa
         tmp_path / "none",
         photograph,
     ]
-    captured = answered(capsys, trained, *files, status=2)
-    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    output = answered(capsys, trained, *files, status=2)
+    errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 4 and "empty.jpg: it is empty" in errors[0] and r"text\x1b[2J.jpg" in errors[1]
     assert "missing.jpg: No such file" in errors[2] and "a folder without pictures" in errors[3]
-    assert "\x1b" not in captured.err and captured.out.splitlines().count(str(photograph)) == 2
+    assert "\x1b" not in output.err and output.out.splitlines().count(str(photograph)) == 2
     document = json.loads(answered(capsys, trained, *files, "--json", status=2).out)
-    assert [("error" in one, "top" in one) for one in document["pictures"]] == [
+    assert [("error" in picture, "top" in picture) for picture in document["pictures"]] == [
         (True, False),
         (True, False),
         (False, True),
@@ -149,10 +149,10 @@ def test_bad_files_are_named_and_the_others_answered(trained, photograph, tmp_pa
 
 def test_a_pipe_is_not_waited_for(trained, photograph, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.jpg")
-    captured = answered(capsys, trained, tmp_path / "pipe.jpg", photograph, status=2)
+    output = answered(capsys, trained, tmp_path / "pipe.jpg", photograph, status=2)
     assert (
-        f"cannot read image {tmp_path}/pipe.jpg: it is not a regular file" in captured.err
-        and str(photograph) in captured.out
+        f"cannot read image {tmp_path}/pipe.jpg: it is not a regular file" in output.err
+        and str(photograph) in output.out
     )
 
 
@@ -168,8 +168,8 @@ def test_a_reader_that_leaves_is_no_error(trained, photograph):
         text=True,
     )
     os.close(writer), os.close(reader)
-    said = process.communicate()[1]
-    assert process.returncode == 0 and "error" not in said.lower()
+    stderr = process.communicate()[1]
+    assert process.returncode == 0 and "error" not in stderr.lower()
 
 
 def test_standard_input(trained, photograph, capsys, monkeypatch):
@@ -180,7 +180,7 @@ def test_standard_input(trained, photograph, capsys, monkeypatch):
     assert "cannot read image -: it is empty" in answered(capsys, trained, "-", status=2).err
     monkeypatch.setattr(image_files, "MOST_BYTES", 10)
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(bytes(11))))
-    ((_, problem, answer),) = image_files.map_pictures(["-"], 40, lambda some: pytest.fail("there is no picture"))
+    ((_, problem, answer),) = image_files.map_pictures(["-"], 40, lambda batch: pytest.fail("there is no picture"))
     assert answer is None
     assert isinstance(problem, UserError) and "more than 10 bytes" in str(problem)
 
@@ -200,9 +200,9 @@ def album(tmp_path):
 
 def test_a_folder_stands_for_its_pictures(trained, photograph, tmp_path, capsys):
     folder = album(tmp_path)
-    captured = answered(capsys, trained, folder, photograph, "--json", status=2)
-    pictures = json.loads(captured.out)["pictures"]
-    assert [(one["file"], "top" in one) for one in pictures] == [
+    output = answered(capsys, trained, folder, photograph, "--json", status=2)
+    pictures = json.loads(output.out)["pictures"]
+    assert [(picture["file"], "top" in picture) for picture in pictures] == [
         (f"{folder}/b.png", True),
         (f"{folder}/a/broken.jpg", False),
         (f"{folder}/a/c.webp", True),
@@ -215,30 +215,30 @@ def test_a_folder_stands_for_its_pictures(trained, photograph, tmp_path, capsys)
         "no picture: 1 (notes\\x1b.txt); pictures are JPEG,",
         "can't be looked at: 1 (pipe: it is not a file)",
     ):
-        assert f"{folder}: passed over, {line}" in captured.err
-    assert f"error: cannot read image {folder}/a/broken.jpg: cannot identify" in captured.err
+        assert f"{folder}: passed over, {line}" in output.err
+    assert f"error: cannot read image {folder}/a/broken.jpg: cannot identify" in output.err
     (folder / "a" / "broken.jpg").unlink()
     assert answered(capsys, trained, folder).out.splitlines()[0] == f"{folder}/b.png"
 
 
 def test_a_table_of_the_answers(trained, photograph, tmp_path, capsys):
     """The CSV says what the JSON says; it is written whole, or printed, and overwrites nothing."""
-    odd = tmp_path / os.fsdecode(b'odd, \xff "name"\n.png')
-    odd.write_bytes(photograph.read_bytes())
+    path = tmp_path / os.fsdecode(b'odd, \xff "name"\n.png')
+    path.write_bytes(photograph.read_bytes())
     (tmp_path / "empty.jpg").touch()
-    files = [photograph, odd, tmp_path / "empty.jpg"]
+    files = [photograph, path, tmp_path / "empty.jpg"]
     document = json.loads(answered(capsys, trained, *files, "--json", status=2).out)
-    printed = answered(capsys, trained, *files, "--csv", tmp_path / "classes.csv", "--top", 9, status=2).out
-    assert str(photograph) in printed
+    output = answered(capsys, trained, *files, "--csv", tmp_path / "classes.csv", "--top", 9, status=2).out
+    assert str(photograph) in output
     content = (tmp_path / "classes.csv").read_bytes()
     rows = list(csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline="")))
     assert rows[0] == [
-        "file", *(f"{what} {place}" for place in (1, 2, 3) for what in ("class", "name", "probability")), "error"
+        "file", *(f"{field} {place}" for place in (1, 2, 3) for field in ("class", "name", "probability")), "error"
     ]  # fmt: skip
     for row, file, picture in zip(rows[1:], files, document["pictures"], strict=True):
         assert row[0] == str(file) and row[-1] == picture.get("error", "")
-        told = [(row[at], row[at + 1], float(row[at + 2] or 0)) for at in (1, 4, 7)]
-        assert told == [(one["class"], one["name"], one["probability"]) for one in picture.get("top", ())] or (
+        cells = [(row[at], row[at + 1], float(row[at + 2] or 0)) for at in (1, 4, 7)]
+        assert cells == [(item["class"], item["name"], item["probability"]) for item in picture.get("top", ())] or (
             row[1:-1] == [""] * 9 and "error" in picture
         )
     with pytest.raises(UserError, match="--csv .*classes.csv: it is there already"):
@@ -272,12 +272,8 @@ def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys,
     try:
         content["data"]["class_names"] = ["an apple\x1b[0m", "a leaf", "the sky"]
         (trained / "run.json").write_text(json.dumps(content))
-        captured = answered(capsys, trained, photograph)
-        assert (
-            "the sky (sky)" in captured.out
-            and r"an apple\x1b[0m (apple)" in captured.out
-            and "\x1b" not in captured.out
-        )
+        output = answered(capsys, trained, photograph)
+        assert "the sky (sky)" in output.out and r"an apple\x1b[0m (apple)" in output.out and "\x1b" not in output.out
         for words in (["too", "few"], [1, 2, 3], None):
             content["data"]["class_names"] = words
             (trained / "run.json").write_text(json.dumps(content))
@@ -286,22 +282,22 @@ def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys,
         (trained / "run.json").write_bytes(before)
 
     def load(*arguments):
-        network, found = load_run(*arguments)
-        return network, dataclasses.replace(found, classes=["n01440764", "n02012849", "n03126707"])
+        network, training = load_run(*arguments)
+        return network, dataclasses.replace(training, classes=["n01440764", "n02012849", "n03126707"])
 
     monkeypatch.setattr(predict, "load_run", load)
-    asked = trained, photograph, "--synsets", tmp_path / "synsets.txt"
+    arguments = trained, photograph, "--synsets", tmp_path / "synsets.txt"
     with pytest.raises(UserError, match="No such file"):
-        answered(capsys, *asked)
-    for lines, refused in SYNSETS:
+        answered(capsys, *arguments)
+    for lines, message in SYNSETS:
         (tmp_path / "synsets.txt").write_bytes(lines)
-        if refused:
-            with pytest.raises(UserError, match=re.escape(refused)):
-                answered(capsys, *asked)
+        if message:
+            with pytest.raises(UserError, match=re.escape(message)):
+                answered(capsys, *arguments)
         else:
-            printed = answered(capsys, *asked).out
-            assert "%  tench, Tinca tinca (n01440764)\n" in printed and "%  crane (n03126707)\n" in printed
-            assert "%  n02012849\n" in printed
+            text = answered(capsys, *arguments).out
+            assert "%  tench, Tinca tinca (n01440764)\n" in text and "%  crane (n03126707)\n" in text
+            assert "%  n02012849\n" in text
     assert read_synsets(str(data)) == {}  # a prepared set, whose classes are no wnids
     index = types.SimpleNamespace(classes=["n01440764", "n02012849"], class_names=["tench", "n02012849"])
     monkeypatch.setattr(synsets, "read_index", lambda path: index)
@@ -316,30 +312,30 @@ def test_classes_that_accents_alone_tell_apart_have_their_number(trained, photog
     classes = ["cafe\u0301", "leaf", "caf\u00e9"]
 
     def load(*arguments):
-        network, found = load_run(*arguments)
-        return network, dataclasses.replace(found, classes=classes)
+        network, training = load_run(*arguments)
+        return network, dataclasses.replace(training, classes=classes)
 
     monkeypatch.setattr(predict, "load_run", load)
-    shown = ["cafe\u0301 (class 1)", "leaf", "caf\u00e9 (class 3)"]
-    printed = answered(capsys, trained, photograph, "--csv", tmp_path / "classes.csv").out.splitlines()[1:]
-    assert sorted(line.split("%  ")[1] for line in printed) == sorted(shown)
+    names = ["cafe\u0301 (class 1)", "leaf", "caf\u00e9 (class 3)"]
+    lines = answered(capsys, trained, photograph, "--csv", tmp_path / "classes.csv").out.splitlines()[1:]
+    assert sorted(line.split("%  ")[1] for line in lines) == sorted(names)
     (row,) = list(csv.reader((tmp_path / "classes.csv").read_text("utf-8").splitlines()))[1:]
-    assert sorted(row[1:-1:3]) == sorted(shown) and sorted(row[2:-1:3]) == sorted(classes)
+    assert sorted(row[1:-1:3]) == sorted(names) and sorted(row[2:-1:3]) == sorted(classes)
     (picture,) = json.loads(answered(capsys, trained, photograph, "--json").out)["pictures"]
-    assert {one["label"]: one["class"] for one in picture["top"]} == dict(enumerate(classes))
+    assert {entry["label"]: entry["class"] for entry in picture["top"]} == dict(enumerate(classes))
 
 
 def test_ties_keep_the_order_of_the_classes_and_nan_is_refused(trained, photograph, monkeypatch):
-    network, found = load_run(trained, "cpu")
+    network, training = load_run(trained, "cpu")
     picture = np.zeros((40, 40, 3), np.uint8)
     with torch.no_grad():
         network.towers[0].fc8.weight.zero_()
         network.towers[0].fc8.bias.zero_()
-        probabilities, labels = predict_images.predict(network, found.statistics, [picture], top=9)
+        probabilities, labels = predict_images.predict(network, training.statistics, [picture], top=9)
         assert labels.tolist() == [[0, 1, 2]] and probabilities.tolist() == [[pytest.approx(1 / 3)] * 3]
         network.towers[0].fc8.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="NaN"):
-        predict_images.predict(network, found.statistics, [picture])
+        predict_images.predict(network, training.statistics, [picture])
 
 
 def test_what_can_not_be_asked(trained, photograph, tmp_path):

@@ -72,10 +72,10 @@ def ilsvrc(tmp_path_factory):
 
 def expected_lines(directory, data, split, places):
     """The lines from the network itself: its ten views of each picture, one after the other."""
-    network, found = trained.load_run(directory, "cpu")
+    network, training = trained.load_run(directory, "cpu")
     statistics, recipe, pictures = (
         pixel_statistics.Statistics.load(directory),
-        found.recipe,
+        training.recipe,
         Prepared(data, 40, (split,)).splits[split],
     )
     lines = []
@@ -84,7 +84,7 @@ def expected_lines(directory, data, split, places):
         views = []
         for top, left, flip in protocol.both_protocols(recipe)["ten views"]:
             crop, mean = (
-                of[top : top + 32, left : left + 32] for of in (pixels, np.asarray(statistics.mean, np.float32))
+                array[top : top + 32, left : left + 32] for array in (pixels, np.asarray(statistics.mean, np.float32))
             )
             crop = (crop - mean)[:, ::-1] if flip else crop - mean
             views.append(torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))))
@@ -102,10 +102,10 @@ def test_the_unlabelled_test_images_of_ilsvrc_come_out_in_their_order_and_number
     assert (
         evaluate.main([str(directory), "--gpus", "cpu", "--split", "test", "--submission", str(tmp_path / "file")]) == 0
     )
-    found = (tmp_path / "file").read_text().splitlines()
+    lines = (tmp_path / "file").read_text().splitlines()
     split = Prepared(data, 40, ("test",)).splits["test"]
     assert list(split.names) == names(1, 2, 3, 4, 5, split="test") and split.labels.tolist() == [-1] * 5
-    assert found == expected_lines(directory, data, "test", range(5)) and len(set(found)) > 1
+    assert lines == expected_lines(directory, data, "test", range(5)) and len(set(lines)) > 1
 
     with pytest.raises(UserError, match="have no labels"):
         evaluate.main([str(directory), "--gpus", "cpu", "--split", "test"])
@@ -126,15 +126,15 @@ def test_the_unlabelled_test_images_of_ilsvrc_come_out_in_their_order_and_number
 
     # The validation images lie class by class in the set; their lines are in the order of their numbers all the same.
     assert evaluate.main([str(directory), "--gpus", "cpu", "--submission", str(tmp_path / "val")]) == 0
-    labelled = list(Prepared(data, 40, ("val",)).splits["val"].names)
-    places = [labelled.index(name) for name in names(*range(1, 9))]
-    found = (tmp_path / "val").read_text().splitlines()
-    assert found == expected_lines(directory, data, "val", places) != expected_lines(directory, data, "val", range(8))
+    val_names = list(Prepared(data, 40, ("val",)).splits["val"].names)
+    places = [val_names.index(name) for name in names(*range(1, 9))]
+    lines = (tmp_path / "val").read_text().splitlines()
+    assert lines == expected_lines(directory, data, "val", places) != expected_lines(directory, data, "val", range(8))
 
 
 def test_a_set_with_unlabelled_test_images_is_whole(ilsvrc, capsys):
     _, data = ilsvrc
     assert prepare.main(["--check", str(data), "--workers", "0"]) == 0
     assert "16 train, 8 val, 5 test" in capsys.readouterr().out
-    found = Prepared(data, 40, ("train", "val", "test"))
-    assert found.ids == list(IDS) and found.classes == list(WNIDS)
+    dataset = Prepared(data, 40, ("train", "val", "test"))
+    assert dataset.ids == list(IDS) and dataset.classes == list(WNIDS)

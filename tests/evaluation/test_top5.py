@@ -19,11 +19,11 @@ few_and_many = every("classes, told", [(2, False), (5, False), (6, True)])
 
 def lines(classes):
     """A run's metrics: validated and tested once."""
-    found = {"top1_error": 40.0, "top5_error": 12.5 if classes > 5 else 0.0, "loss": 1.0, "images": 8}
+    measures = {"top1_error": 40.0, "top5_error": 12.5 if classes > 5 else 0.0, "loss": 1.0, "images": 8}
     return [
         {"kind": "train", "epoch": 1, "step": 1, "loss": 1.5, "top1_error": 70.0},
-        {"kind": "val", "epoch": 1, "step": 1, **found},
-        {"kind": "test", "epoch": 1, "step": 1, "protocol": "ten views", **found},
+        {"kind": "val", "epoch": 1, "step": 1, **measures},
+        {"kind": "test", "epoch": 1, "step": 1, "protocol": "ten views", **measures},
     ]
 
 
@@ -35,15 +35,15 @@ def answered(classes):
 @few_and_many
 def test_an_evaluation(classes, told, capsys):
     print_answers({"ten views": answered(classes)}, "val", classes)
-    printed = capsys.readouterr().out
-    assert "top-1 error" in printed and "(8 images; 95 % intervals)" in printed and ("top-5 error" in printed) is told
+    output = capsys.readouterr().out
+    assert "top-1 error" in output and "(8 images; 95 % intervals)" in output and ("top-5 error" in output) is told
 
 
 @few_and_many
 def test_the_table_of_classes(classes, told):
-    found = answered(classes)
-    counts = per_class.confusion(found.labels, found.top[:, 0], classes)
-    rows = [row.split(",") for row in per_class.table(list("abcdef"[:classes]), found, counts).splitlines()[1:]]
+    outcome = answered(classes)
+    counts = per_class.confusion(outcome.labels, outcome.top[:, 0], classes)
+    rows = [row.split(",") for row in per_class.table(list("abcdef"[:classes]), outcome, counts).splitlines()[1:]]
     assert all(row[2] for row in rows) and {bool(row[3]) for row in rows} == {told}
 
 
@@ -57,10 +57,10 @@ def test_the_report(classes, told, tmp_path):
 @few_and_many
 def test_the_curves_of_a_run(classes, told, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "read_metrics", lambda run: lines(classes))
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    drawings = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawings.append(figure))
     figures.draw_curves(tmp_path)
-    assert "top-1, validation" in labels(drawn[0]) and ("top-5, validation" in labels(drawn[0])) is told
+    assert "top-1, validation" in labels(drawings[0]) and ("top-5, validation" in labels(drawings[0])) is told
 
 
 def labels(figure):
@@ -82,11 +82,11 @@ def test_the_findings_of_claims(classes, told):
         }
         record = record_of(kind, ["base", "other"], runs, ensembles=[average] * (kind == "ensemble"))
         record["data"][0]["classes"] = classes
-        said = findings(record)
-        assert said and all((" / " in sentence) is told for sentence in said), (kind, said)
+        sentences = findings(record)
+        assert sentences and all((" / " in sentence) is told for sentence in sentences), (kind, sentences)
 
 
 def test_what_is_kept_of_a_batch_is_no_view_of_more():
     """It is sent between processes, and a view takes all that it is of along."""
-    kept = judged(torch.randn(4, 1000).log_softmax(1), torch.arange(4))
-    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in kept[1:4])
+    tensors = judged(torch.randn(4, 1000).log_softmax(1), torch.arange(4))
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors[1:4])

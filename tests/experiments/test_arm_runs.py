@@ -30,22 +30,22 @@ def test_an_interrupted_claim_goes_on(data, tmp_path, monkeypatch, capsys):
         assert run("lrn", data, tmp_path / "cut", "--seeds", "1", status=130) is None
     assert "the same command goes on" in capsys.readouterr().out
     with monkeypatch.context() as patch:
-        taken = steps_taken(patch)
-        cut = run("lrn", data, tmp_path / "cut", "--seeds", "1")
-        assert len(taken) == STEPS - 1
-    whole = run("lrn", data, tmp_path / "whole", "--seeds", "1")
-    assert without_times(cut)["runs"] == without_times(whole)["runs"]
+        step_seeds = steps_taken(patch)
+        record = run("lrn", data, tmp_path / "cut", "--seeds", "1")
+        assert len(step_seeds) == STEPS - 1
+    expected = run("lrn", data, tmp_path / "whole", "--seeds", "1")
+    assert without_times(record)["runs"] == without_times(expected)["runs"]
 
 
 def test_ctrl_c_before_the_first_step_ends_the_command(data, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         signalled_after(patch, Trainer, "__init__", 1)
-        taken = steps_taken(patch)
+        step_seeds = steps_taken(patch)
         assert (
             claims.main(["run", "lrn", "--data", data, "--out", tmp_path, "--records", tmp_path / "records", *MINI])
             == 130
         )
-        assert not taken and "the same command goes on" in capsys.readouterr().out
+        assert not step_seeds and "the same command goes on" in capsys.readouterr().out
     assert len(run("lrn", data, tmp_path, "--seeds", "1")["runs"]) == 2
 
 
@@ -55,9 +55,9 @@ def test_ctrl_c_in_a_test_ends_the_command(claim, test, data, tmp_path, monkeypa
     at after each."""
     with monkeypatch.context() as patch:
         signalled_in_test(patch, test)
-        taken = steps_taken(patch)
+        step_seeds = steps_taken(patch)
         assert run(claim, data, tmp_path, "--seeds", "1", status=130) is None
-        assert len(taken) == STEPS and "the same command goes on" in capsys.readouterr().out
+        assert len(step_seeds) == STEPS and "the same command goes on" in capsys.readouterr().out
     if claim == "lrn":
         assert len(run(claim, data, tmp_path, "--seeds", "1")["runs"]) == 2
 
@@ -83,13 +83,13 @@ def test_a_run_cut_short_by_steps_is_tested_once(data, tmp_path, monkeypatch):
     record = run("dropout", data, tmp_path, "--seeds", "1", "--steps", "2")
     for entry in record["runs"]:
         assert entry["steps"] == 2 and entry["on_training_images"]["images"] == 24
-        network, made = trained.load_run(entry["directory"], "cpu")
-        pipeline = make_pipeline("torch", open_dataset(data, 84), made.recipe, ["cpu", "cpu"], 0)
+        network, training = trained.load_run(entry["directory"], "cpu")
+        pipeline = make_pipeline("torch", open_dataset(data, 84), training.recipe, ["cpu", "cpu"], 0)
         pipeline.use(Statistics.load(entry["directory"]))
-        tested = protocol.evaluate(
-            network, pipeline, "val", protocol.both_protocols(made.recipe), 9, lambda count: None
+        by_protocol = protocol.evaluate(
+            network, pipeline, "val", protocol.both_protocols(training.recipe), 9, lambda count: None
         )
-        assert entry["errors"] == {name: vars(answers.errors()) for name, answers in tested.items()}
+        assert entry["errors"] == {name: vars(answers.errors()) for name, answers in by_protocol.items()}
     monkeypatch.setattr(measure, "evaluate", lambda *_: pytest.fail("tested again"))
     assert without_times(run("dropout", data, tmp_path, "--seeds", "1", "--steps", "2")) == without_times(record)
 
@@ -101,27 +101,27 @@ def test_a_run_that_diverges_is_a_result(data, tmp_path, monkeypatch):
         "base with seed 0",
         "no flips with seed 0",
     ]
-    monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("trained again"))
+    monkeypatch.setattr(arm_runs, "train", lambda options: pytest.fail("trained again"))
     run("flips", data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
 
 
 def test_a_run_ends_when_its_training_error_is_at_the_level(data, tmp_path, monkeypatch):
     monkeypatch.setattr(Rates, "level", 80.0)  # which chance is close to
-    seen = []
+    calls = []
     monkeypatch.setattr(
         learning_curves,
         "epochs_to",
         lambda errors, per_epoch, level: (
-            seen.append((len(errors), level)) or (2.0 if len(errors) >= 2 * per_epoch else None)
+            calls.append((len(errors), level)) or (2.0 if len(errors) >= 2 * per_epoch else None)
         ),
     )
     record = run("cifar-relu", data, tmp_path, "--seeds", "1", "--epochs", "4", "--search-epochs", "1")
-    assert {entry["steps"] for entry in record["runs"]} == {2 * STEPS} and {level for _, level in seen} == {80.0}
+    assert {entry["steps"] for entry in record["runs"]} == {2 * STEPS} and {level for _, level in calls} == {80.0}
     assert {entry["steps"] for entry in record["search"]} == {STEPS} and record["search_epochs"] == 1
     assert all(
         entry["errors"]["centre view"]["images"] == 6 and entry["epochs_to_level"] == 2.0 for entry in record["runs"]
     )
-    monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("trained again"))
+    monkeypatch.setattr(arm_runs, "train", lambda options: pytest.fail("trained again"))
     assert without_times(
         run("cifar-relu", data, tmp_path, "--seeds", "1", "--epochs", "4", "--search-epochs", "1")
     ) == (without_times(record))
@@ -139,47 +139,47 @@ def test_a_run_that_another_command_begins_meanwhile(diverged, data, tmp_path, m
 
     function = training_run.RunDirectory
     monkeypatch.setattr(training_run, "RunDirectory", meanwhile)
-    asked = claims._parser().parse_args(["run", "views", "--data", str(data), "--out", str(tmp_path), *MINI])
-    asked.typed = []
-    (base,), _ = plan.turns(BY_ID["views"], asked, 1)[0]
+    options = claims._parser().parse_args(["run", "views", "--data", str(data), "--out", str(tmp_path), *MINI])
+    options.typed = []
+    (base,), _ = plan.turns(BY_ID["views"], options, 1)[0]
     if diverged:
-        arm_runs.train_run(base, asked)
-        said = capsys.readouterr().out
-        assert f"{base.directory.name} diverged, which is a result: --out {base.directory} is there already" in said
+        arm_runs.train_run(base, options)
+        output = capsys.readouterr().out
+        assert f"{base.directory.name} diverged, which is a result: --out {base.directory} is there already" in output
     else:
-        with pytest.raises(UserError) as raised:
-            arm_runs.train_run(base, asked)
-        assert str(raised.value) == (
+        with pytest.raises(UserError) as error:
+            arm_runs.train_run(base, options)
+        assert str(error.value) == (
             f"{base.directory}: another command began this run; the same command goes on when it has ended"
         )
 
 
 def test_a_run_that_another_command_trains_is_waited_for(data, tmp_path, monkeypatch, capsys):
-    asked = claims._parser().parse_args(["run", "views", "--data", str(data), "--out", str(tmp_path), *MINI])
-    asked.typed = []
-    (base,) = plan.turns(BY_ID["views"], asked, 1)[0][0]
+    options = claims._parser().parse_args(["run", "views", "--data", str(data), "--out", str(tmp_path), *MINI])
+    options.typed = []
+    (base,) = plan.turns(BY_ID["views"], options, 1)[0][0]
     base.directory.mkdir()
-    holding = (
+    code = (
         "import sys\nfrom alexnet_mp.runs.lock import RunLock\nlock = RunLock(sys.argv[1])\nprint('held', flush=True)\n"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", holding + "sys.stdin.read()", base.directory],
+        [sys.executable, "-c", code + "sys.stdin.read()", base.directory],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert other.stdout.readline() == "held\n"
     monkeypatch.setattr(arm_runs.time, "sleep", lambda seconds: other.communicate())  # it ends while this one waits
-    trained = []
-    monkeypatch.setattr(arm_runs, "train", lambda asked: trained.append(arm_runs.is_held(base.directory)))
-    monkeypatch.setattr(arm_runs, "status", lambda run: "done" if trained else "new")
-    arm_runs.train_run(base, asked)
-    assert trained == [False]
+    states = []
+    monkeypatch.setattr(arm_runs, "train", lambda options: states.append(arm_runs.is_held(base.directory)))
+    monkeypatch.setattr(arm_runs, "status", lambda run: "done" if states else "new")
+    arm_runs.train_run(base, options)
+    assert states == [False]
     assert f"{base.directory.name}: another command trains it; this one waits\n" in capsys.readouterr().out
 
 
 def test_a_run_that_was_refused_has_no_time_noted(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(arm_runs, "train", lambda asked: (_ for _ in ()).throw(UserError("no")))
+    monkeypatch.setattr(arm_runs, "train", lambda options: (_ for _ in ()).throw(UserError("no")))
     with pytest.raises(UserError, match="^no$"):
         run("views", data, tmp_path)
     assert not list(tmp_path.glob("*.result.json"))

@@ -26,7 +26,7 @@ def errors(centre):
 def run_of(kind, arm, seed, level, steps=1200):
     """A run with everything that its kind is measured by; level: of its errors in %."""
     blocks = range(1, min(60, steps) + 1)
-    falling = [
+    losses = [
         level / 100 + 1.5 * math.exp(-block / (4 + level / 8)) + 0.03 * math.sin(block * (seed + 1)) for block in blocks
     ]
     run = {
@@ -37,8 +37,8 @@ def run_of(kind, arm, seed, level, steps=1200):
         "steps_per_epoch": 100,
         "curve": {
             "steps": [block * max(steps // 60, 1) for block in blocks],
-            "loss": falling,
-            "top1_error": [40 * loss for loss in falling],
+            "loss": losses,
+            "top1_error": [40 * loss for loss in losses],
         },
         "errors": errors(level + 0.7 * seed),
     }
@@ -152,11 +152,11 @@ def texts(axes):
 
 def error_bars(axes):
     """[(x, mean, sd)] of the bars beside the points."""
-    found = []
+    bars = []
     for bar in axes.containers:
         (x, low), (_, high) = bar.lines[2][0].get_segments()[0]
-        found.append((float(x), float(low + high) / 2, float(high - low) / 2))
-    return found
+        bars.append((float(x), float(low + high) / 2, float(high - low) / 2))
+    return bars
 
 
 # --- all kinds
@@ -173,8 +173,8 @@ def test_every_kind_is_drawn_whatever_is_missing(kind, tmp_path):
     ):
         left, right = figure_of(record).axes
         assert left.lines and right.lines and right.get_ylabel() and not texts(left)
-    every = [(arm["name"], 0) for arm in record_of(kind)["arms"]]
-    for record in (record_of(kind, 0), diverged(record_of(kind, 1), *every)):
+    keys = [(arm["name"], 0) for arm in record_of(kind)["arms"]]
+    for record in (record_of(kind, 0), diverged(record_of(kind, 1), *keys)):
         left, right = figure_of(record).axes
         assert texts(right) == ["no run came to a result"]
     assert draw_claim(record_of(kind, 1), tmp_path / "picture.png").stat().st_size > 5000
@@ -182,14 +182,14 @@ def test_every_kind_is_drawn_whatever_is_missing(kind, tmp_path):
 
 def test_256_colours_show_what_was_drawn(tmp_path):
     """Five arms, so that more colours than these are on the picture before."""
-    drawn, record = io.BytesIO(), record_of("cumulative", 6)
-    figure_of(record).savefig(drawn, format="png", dpi=100)
-    with Image.open(drawn) as before, Image.open(draw_claim(record, tmp_path / "picture.png")) as picture:
+    file, record = io.BytesIO(), record_of("cumulative", 6)
+    figure_of(record).savefig(file, format="png", dpi=100)
+    with Image.open(file) as before, Image.open(draw_claim(record, tmp_path / "picture.png")) as picture:
         assert picture.mode == "P"
         before = np.asarray(before.convert("RGB"), np.int16)
-        apart = np.abs(np.asarray(picture.convert("RGB"), np.int16) - before).max(-1)
+        distances = np.abs(np.asarray(picture.convert("RGB"), np.int16) - before).max(-1)
     assert len(np.unique(before.reshape(-1, 3), axis=0)) > 256
-    assert apart.mean() < 0.5 and np.mean(apart > 32) < 0.001
+    assert distances.mean() < 0.5 and np.mean(distances > 32) < 0.001
 
 
 def test_a_run_of_one_step_is_a_point():
@@ -225,8 +225,8 @@ def test_points_pairs_means_and_their_number():
     assert points(right) == [*((0, error) for error in base), *((1, error) for error in other)]
     assert names(right) == ["base\nn = 3", "no lrn\nn = 2, 1 diverged"]
     assert [bar[1:] for bar in error_bars(right)] == [pytest.approx((29.2, 0.7)), pytest.approx((31.4, 0.7 * 2**0.5))]
-    joined = [list(line.get_ydata()) for line in right.lines if list(line.get_xdata()) == [0, 1]]
-    assert joined == [pytest.approx([28.5, 30.7]), pytest.approx([29.9, 32.1])]
+    pairs = [list(line.get_ydata()) for line in right.lines if list(line.get_xdata()) == [0, 1]]
+    assert pairs == [pytest.approx([28.5, 30.7]), pytest.approx([29.9, 32.1])]
     _, right = figure_of(record_of("difference", 1)).axes
     assert not error_bars(right) and names(right)[0] == "base\nn = 1"
 
@@ -319,8 +319,8 @@ def test_rates_are_epochs_to_a_training_error():
 @pytest.mark.parametrize("last, scale", [(20, "linear"), (400, "log")])
 def test_when_the_loss_moves(last, scale):
     record = record_of("moved", 2)
-    for run, moved in zip(record["runs"], (10, 15, None, last)):
-        run["moved"] = moved
+    for run, step in zip(record["runs"], (10, 15, None, last)):
+        run["moved"] = step
     if scale == "linear":
         record["runs"][2]["diverged"] = 7  # no run that never moved
     left, right = figure_of(record).axes

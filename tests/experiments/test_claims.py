@@ -42,23 +42,23 @@ def options(*words, claim="lrn", data="builtin"):
 
 def test_every_claim_is_told_whole(capsys, tmp_path):
     assert claims.main(["list", "--records", tmp_path]) == 0
-    listed = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert len({claim.id for claim in CLAIMS}) == len(CLAIMS) >= 24
     for claim in CLAIMS:
         assert all(
-            text in listed for text in (f"{claim.id}: {claim.sentence}", claim.paper, claim.source, command(claim))
+            text in output for text in (f"{claim.id}: {claim.sentence}", claim.paper, claim.source, command(claim))
         )
         claims._parser().parse_args(command(claim).split()[3:])  # it can be typed as it stands
-    assert listed.count("here   not run here") == len(CLAIMS) + len(ELSEWHERE)
+    assert output.count("here   not run here") == len(CLAIMS) + len(ELSEWHERE)
     for other in ELSEWHERE:
-        told = f"{other.id}: {other.sentence}", other.paper, other.source, other.command
-        assert all(text in listed for text in told)
+        texts = f"{other.id}: {other.sentence}", other.paper, other.source, other.command
+        assert all(text in output for text in texts)
 
 
 def test_the_word_list_is_not_needed(capsys, tmp_path):
     assert claims.main(["list"]) == 0
-    listed = capsys.readouterr().out
-    assert claims.main([]) == 0 and capsys.readouterr().out == listed
+    output = capsys.readouterr().out
+    assert claims.main([]) == 0 and capsys.readouterr().out == output
 
 
 @pytest.mark.run
@@ -67,18 +67,18 @@ def test_the_word_list_is_not_needed(capsys, tmp_path):
 def test_the_training_is_given_exactly_the_arms_recipe(base, epochs):
     for claim in CLAIMS:
         for arm in claim.arms:
-            asked = options("--base", base, *epochs)
-            asked.typed = []
-            _, wanted = arm_recipe(arm, asked)
-            run = SimpleNamespace(recipe=wanted, data="builtin", directory="run", init=None, steps=None, level=None)
-            given = training_options(run, asked, 7)
-            assert given.recipe is wanted and (given.settings, given.batch_size, given.epochs, given.seed) == (
-                (),
-                None,
-                None,
-                None,
-            ), (claim.id, arm.name)
-            assert recipe.override(given.recipe, given.settings) == wanted  # as the training makes its own of it
+            arguments = options("--base", base, *epochs)
+            arguments.typed = []
+            _, expected = arm_recipe(arm, arguments)
+            run = SimpleNamespace(recipe=expected, data="builtin", directory="run", init=None, steps=None, level=None)
+            training = training_options(run, arguments, 7)
+            assert training.recipe is expected and (
+                training.settings,
+                training.batch_size,
+                training.epochs,
+                training.seed,
+            ) == ((), None, None, None), (claim.id, arm.name)
+            assert recipe.override(training.recipe, training.settings) == expected  # as the training makes its own
 
 
 @every(
@@ -95,9 +95,9 @@ def test_the_training_is_given_exactly_the_arms_recipe(base, epochs):
     ],
 )
 def test_what_else_the_training_is_given(words, run, expected):
-    asked = options(*words)
-    asked.typed = ["run", "lrn", "--note", "two words"]
-    given = training_options(
+    arguments = options(*words)
+    arguments.typed = ["run", "lrn", "--note", "two words"]
+    training = training_options(
         SimpleNamespace(
             **{
                 "recipe": PRESETS["mini"](),
@@ -109,7 +109,7 @@ def test_what_else_the_training_is_given(words, run, expected):
             }
             | run
         ),
-        asked,
+        arguments,
         7,
     )
     always = {
@@ -119,15 +119,15 @@ def test_what_else_the_training_is_given(words, run, expected):
         "keep": 1,
         "command": "python -m alexnet_mp.claims run lrn --note 'two words'",
     }
-    assert {name: getattr(given, name) for name in always | expected} == always | expected
+    assert {name: getattr(training, name) for name in always | expected} == always | expected
 
 
 @pytest.mark.run
 @every("base", BASES)
 def test_the_arms_of_a_claim_differ(base):
     for claim in CLAIMS:
-        found = [(arm_recipe(arm, options("--base", base))[1], arm.init, arm.larger) for arm in claim.arms]
-        assert len(set(found)) == len(found), claim.id
+        configurations = [(arm_recipe(arm, options("--base", base))[1], arm.init, arm.larger) for arm in claim.arms]
+        assert len(set(configurations)) == len(configurations), claim.id
 
 
 @pytest.mark.run
@@ -135,28 +135,28 @@ def test_the_arms_of_a_claim_differ(base):
 def test_the_arms_of_a_claim_have_one_schedule(base):
     for claim in CLAIMS:
         recipes = [arm_recipe(arm, options("--base", base, "--epochs", "20"))[1] for arm in claim.arms]
-        assert {found.epochs for found in recipes} == ({20, 40} if claim.id == "longer" else {20})
+        assert {each.epochs for each in recipes} == ({20, 40} if claim.id == "longer" else {20})
         if claim.id not in ("schedule", "pretraining", "ensemble7", "longer"):  # fine-tuning has dates of its own
-            assert len({tuple(date.epoch for date in found.dates) for found in recipes}) == 1
-            assert {found.schedule for found in recipes} == {"dated"}
+            assert len({tuple(date.epoch for date in each.dates) for each in recipes}) == 1
+            assert {each.schedule for each in recipes} == {"dated"}
 
 
 def test_a_short_run_of_a_plateau_schedule_is_that_of_section_5():
     """Equal rates for all layers, divided by ten three times before the end, and colours shifted all the time."""
     for words in ((), ("--set", "schedule=plateau")):
-        _, found = arm_recipe(BASE, options("--base", "paper" if not words else "mini", *words, "--epochs", "20"))
-        schedule = make_schedule(found)
+        _, variant = arm_recipe(BASE, options("--base", "paper" if not words else "mini", *words, "--epochs", "20"))
+        schedule = make_schedule(variant)
         rates = [schedule.rates(epoch) for epoch in range(1, 21)]
         assert all(of_epoch.values() and len(set(of_epoch.values())) == 1 for of_epoch in rates)
         assert [1 + epoch for epoch in range(1, 20) if rates[epoch] != rates[epoch - 1]] == [6, 12, 18]
         assert [rates[epoch - 1]["conv1.weight"] for epoch in (1, 6, 12, 18, 20)] == pytest.approx(
             [1e-2, 1e-3, 1e-4, 1e-5, 1e-5]
         )
-        assert {schedule.colour_noise(epoch) for epoch in range(1, 21)} == {0.1} and found.epochs == 20
+        assert {schedule.colour_noise(epoch) for epoch in range(1, 21)} == {0.1} and variant.epochs == 20
 
 
 def test_the_schedule_of_a_short_run_stands_in_its_record():
-    said = []
+    settings = []
     for claim, base, epochs in (
         ("lrn", "paper", "20"),
         ("lrn", "paper", None),
@@ -164,25 +164,25 @@ def test_the_schedule_of_a_short_run_stands_in_its_record():
         ("lrn", "paper", "1"),
         ("schedule", "paper", "20"),
     ):
-        asked = options("--base", base, *(["--epochs", epochs] if epochs else []), claim=claim)
-        asked.typed = []
-        made = new_record(next(found for found in CLAIMS if found.id == claim), asked)
-        said.append(setting(made).partition("epoch")[2])
-    assert said[0].startswith("s of the recipe's 90, all rates fall at epochs 6, 12, 18 in place of plateaus, ")
-    assert said[3].startswith(" of the recipe's 90, all rates never fall in place of plateaus, ")
-    assert all("fall" not in said[number] for number in (1, 2, 4))
+        arguments = options("--base", base, *(["--epochs", epochs] if epochs else []), claim=claim)
+        arguments.typed = []
+        record = new_record(next(each for each in CLAIMS if each.id == claim), arguments)
+        settings.append(setting(record).partition("epoch")[2])
+    assert settings[0].startswith("s of the recipe's 90, all rates fall at epochs 6, 12, 18 in place of plateaus, ")
+    assert settings[3].startswith(" of the recipe's 90, all rates never fall in place of plateaus, ")
+    assert all("fall" not in settings[number] for number in (1, 2, 4))
 
 
 def test_a_new_field_leaves_the_digests_of_older_recipes_alone():
     """The directory of a run is named by what its recipe has of its own: a field with its default names nothing."""
     recipe = PRESETS["mini"]()
-    named = to_dict(recipe, defaults=False)
-    assert not {"batch_file_size", "momentum", "lrn_size"} & named.keys() and named["crop_size"] == 96
-    assert "weight_decay" not in named["layers"][0] and named["layers"][0]["kernel"] == 11
+    fields = to_dict(recipe, defaults=False)
+    assert not {"batch_file_size", "momentum", "lrn_size"} & fields.keys() and fields["crop_size"] == 96
+    assert "weight_decay" not in fields["layers"][0] and fields["layers"][0]["kernel"] == 11
     assert digest_of(recipe) == digest_of(dataclasses.replace(recipe, seed=7, name="other"))
     digests = {
-        digest_of(dataclasses.replace(recipe, **changed))
-        for changed in ({}, {"batch_file_size": 10_000}, {"momentum": 0.5}, {"epochs": 90})
+        digest_of(dataclasses.replace(recipe, **change))
+        for change in ({}, {"batch_file_size": 10_000}, {"momentum": 0.5}, {"epochs": 90})
     }
     assert len(digests) == 4
 
@@ -191,12 +191,12 @@ def test_a_new_field_leaves_the_digests_of_older_recipes_alone():
 def test_the_papers_overfitting_is_of_crops_and_mirror_images(base):
     """Colours have a sentence and a figure of their own, so they stay; each of the two alone is told beside it."""
     by_id = {claim.id: claim for claim in CLAIMS}
-    changed = {}
+    changes = {}
     for name in ("augmentation", "crops-flips", "crops", "flips"):
         assert by_id[name].kind.word == "overfitting"
         before, after = (arm_recipe(arm, options("--base", base))[1] for arm in by_id[name].arms)
-        changed[name] = set(differences(before, after))
-    assert changed == {
+        changes[name] = set(differences(before, after))
+    assert changes == {
         "augmentation": {"crop_positions", "flip", "colour_noise"},
         "crops-flips": {"crop_positions", "flip"},
         "crops": {"crop_positions"},
@@ -219,22 +219,22 @@ def test_the_papers_overfitting_is_of_crops_and_mirror_images(base):
     ],
 )
 def test_facts_of_paper_and_notes(claim, field, facts):
-    text = getattr(next(found for found in CLAIMS if found.id == claim), field)
+    text = getattr(next(each for each in CLAIMS if each.id == claim), field)
     assert [fact for fact in facts if fact not in text] == []
 
 
 def test_how_the_test_figure_of_2012_is_made_can_be_typed():
     needs = next(claim for claim in CLAIMS if claim.id == "headline-2012").needs
-    typed = evaluate._parser().parse_args(needs.partition("alexnet_mp.evaluate ")[2].split())
-    assert (typed.split, typed.submission) == ("test", "FILE")
+    arguments = evaluate._parser().parse_args(needs.partition("alexnet_mp.evaluate ")[2].split())
+    assert (arguments.split, arguments.submission) == ("test", "FILE")
 
 
 def test_settings_are_for_every_arm():
     for claim in CLAIMS:
         for arm in claim.arms:
-            found = arm_recipe(arm, options("--base", "mini", "--set", "batch_size=17", "--set", "momentum=0.7"))[1]
+            variant = arm_recipe(arm, options("--base", "mini", "--set", "batch_size=17", "--set", "momentum=0.7"))[1]
             # But where the claim is of the batch: see the next test.
-            assert found.batch_size == (128 if arm.name == "one_gpu_rates" else 17) and found.momentum == 0.7
+            assert variant.batch_size == (128 if arm.name == "one_gpu_rates" else 17) and variant.momentum == 0.7
 
 
 def test_what_a_claim_changes_wins_over_a_setting():
@@ -317,17 +317,19 @@ def test_all_leaves_out_what_the_data_are_not_for(classes, labelled, size, left_
 
     monkeypatch.setattr(run_all, "opened", opened)
     monkeypatch.setattr(run_all, "has_labelled_test", lambda data, stored_size: labelled)
-    found = {claim.id: run_all._unfit(claim, options("--base", "mini", claim="all")) for claim in CLAIMS}
-    assert {name for name, reason in found.items() if reason} == {
+    reasons = {claim.id: run_all._unfit(claim, options("--base", "mini", claim="all")) for claim in CLAIMS}
+    assert {name for name, reason in reasons.items() if reason} == {
         claim.id for claim in CLAIMS if claim.data in left_out
     }
     if size == 32:
-        assert found["lrn"] == "which need pictures of 112x112" and found["headline-2010"] == "which are of other data"
+        assert (
+            reasons["lrn"] == "which need pictures of 112x112" and reasons["headline-2010"] == "which are of other data"
+        )
 
 
 def planned(preset, tmp_path, *words, kind="difference"):
-    found = options(*words, "--out", str(tmp_path))
-    return make_run(KINDS[kind], "base", preset, PRESETS[preset](), "builtin", found)
+    arguments = options(*words, "--out", str(tmp_path))
+    return make_run(KINDS[kind], "base", preset, PRESETS[preset](), "builtin", arguments)
 
 
 @pytest.fixture
@@ -351,9 +353,9 @@ def test_work_of_a_run(tmp_path, thousand):
     assert work_of_steps(run, 0, 20) == one * (3 * 20 * 128 + 2 * 500)  # two validations
     assert work_of_steps(run, 10, 20) == one * (3 * 10 * 128 + 500)
     run = planned("cifar18", tmp_path)
-    filed = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, batch_file_size=500))  # 4 + 4 + 3 steps
-    assert (steps_per_epoch(run), steps_per_epoch(filed), last_step(filed)) == (10, 11, 140 * 11)
-    assert work_of_steps(filed, 0, 22) == operations(filed) * 2 * (3 * 1280 + 500)
+    file_run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, batch_file_size=500))  # 4 + 4 + 3 steps
+    assert (steps_per_epoch(run), steps_per_epoch(file_run), last_step(file_run)) == (10, 11, 140 * 11)
+    assert work_of_steps(file_run, 0, 22) == operations(file_run) * 2 * (3 * 1280 + 500)
     # the centre is one of ten
     for kind, images in (("rates", 10 * 500), ("difference", 10 * 500 + 1280), ("ensemble", 20 * 500 + 1280)):
         assert work_of_tests(planned("paper", tmp_path, kind=kind)) == one * images

@@ -52,12 +52,12 @@ def test_every_claim(claim, data, out, capsys, monkeypatch):
         whole_pictures = claim in ("cifar-lrn", "cifar-relu", "cifar-sigmoid")
         assert len(entry["errors"]) == (1 if whole_pictures else 2)
         assert {errors["images"] for errors in entry["errors"].values()} <= {6, 4}  # 4: half of the classes
-        made = read_run(entry["directory"])
-        assert made["recipe"].seed == entry["seed"] and made["command"].startswith("python -m alexnet_mp.claims run ")
+        facts = read_run(entry["directory"])
+        assert facts["recipe"].seed == entry["seed"] and facts["command"].startswith("python -m alexnet_mp.claims run ")
     assert findings(record)
     claims.main(["list", "--records", str(out / "records")])
-    listed = capsys.readouterr().out
-    assert all(sentence in listed for sentence in findings(record)) and f"claims run {claim} --data DIR" in listed
+    output = capsys.readouterr().out
+    assert all(sentence in output for sentence in findings(record)) and f"claims run {claim} --data DIR" in output
     pictures = list((out / "records").glob(f"{claim}-????????.png"))
     assert len(pictures) == (claim in DRAWN) and all(Image.open(picture).size[0] > 400 for picture in pictures)
 
@@ -90,11 +90,11 @@ def test_a_kind_of_claim_is_one_class_and_nothing_else_knows_it(data, out, capsy
     words = ["--seeds", "1", "--set", "dropout=0.3", "--budget", "1h"]  # --set: runs that no other test has made
     record = run("size", data, out, *words)
     assert record["kind"] == "size" and record["command"].endswith("--set dropout=0.3 --seeds 1")
-    half, base, double = sorted(record["runs"], key=lambda entry: entry["weights"])
-    assert [entry["arm"] for entry in (half, base, double)] == ["half_width", "base", "double_width"]
+    half_width, base, double_width = sorted(record["runs"], key=lambda entry: entry["weights"])
+    assert [entry["arm"] for entry in (half_width, base, double_width)] == ["half_width", "base", "double_width"]
     assert not any("on_training_images" in entry for entry in record["runs"])
-    said = capsys.readouterr().out
-    assert f"  double_width has {double['weights']:,} weights" in said and "\n  verdict: no verdict (" in said
+    output = capsys.readouterr().out
+    assert f"  double_width has {double_width['weights']:,} weights" in output and "\n  verdict: no verdict (" in output
     assert len(list((out / "records").glob("size-????????.png"))) == 1
     assert [outcome.what for outcome in outcomes(claim, record)] == ["half width minus base", "double width minus base"]
     run("larger", data, out, *words)  # the same runs, tested for another kind of claim
@@ -129,15 +129,15 @@ def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
         if entry["arm"] == "base"
     }
     before = [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")]
-    monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail(f"trained again: {asked}"))
+    monkeypatch.setattr(arm_runs, "train", lambda options: pytest.fail(f"trained again: {options}"))
     assert [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")] == before
     assert read_run(base)["recipe"].flip
 
 
 def test_an_arm_that_changes_nothing_has_the_run_of_the_base(data, out):
-    found = claims._parser().parse_args(["run", "order", "--data", str(data), "--out", str(out), *MINI])
-    (base,) = plan.runs_of_seed(BY_ID["views"], found, 0)
-    paper, source = plan.runs_of_seed(BY_ID["order"], found, 0)
+    options = claims._parser().parse_args(["run", "order", "--data", str(data), "--out", str(out), *MINI])
+    (base,) = plan.runs_of_seed(BY_ID["views"], options, 0)
+    paper, source = plan.runs_of_seed(BY_ID["order"], options, 0)
     assert paper.directory == base.directory != source.directory and (paper.arm, source.arm) == (
         "paper_order",
         "source_order",
@@ -147,7 +147,7 @@ def test_an_arm_that_changes_nothing_has_the_run_of_the_base(data, out):
 def test_every_choice_of_the_data_and_the_training_has_runs_of_its_own(data, out):
     options = claims._parser().parse_args(["run", "lrn", "--data", str(data), "--out", str(out), *MINI])
     more = [["--epochs", "2"], ["--steps", "2"], ["--set", "dropout=0.25"]]
-    found = [
+    plans = [
         plan.runs_of_seed(
             BY_ID["lrn"],
             claims._parser().parse_args(["run", "lrn", "--data", str(data), "--out", str(out), *MINI, *words]),
@@ -155,9 +155,9 @@ def test_every_choice_of_the_data_and_the_training_has_runs_of_its_own(data, out
         )
         for words in ([], *more)
     ]
-    directories = {entry.directory for runs in found for entry in runs}
-    assert len(directories) == 8 and plan.runs_of_seed(BY_ID["lrn"], options, 0) == found[0]
-    assert {entry.recipe.dropout for entry in found[3]} == {0.25}
+    directories = {entry.directory for runs in plans for entry in runs}
+    assert len(directories) == 8 and plan.runs_of_seed(BY_ID["lrn"], options, 0) == plans[0]
+    assert {entry.recipe.dropout for entry in plans[3]} == {0.25}
 
 
 def test_overfitting_is_measured_on_the_training_images(data, out):
@@ -233,17 +233,17 @@ def test_the_best_learning_rate_is_the_one_that_is_compared(data, out):
     record = run("cifar-relu", data, out, "--seeds", "1")
     for arm in ("cifar_relu", "cifar_tanh"):
         entries = [entry for entry in record["search"] if entry["arm"] == arm]
-        tried = [entry["factor"] for entry in entries]
-        start = FACTORS.index(tried[0])
-        assert set(GRID) <= set(tried) and tried == list(FACTORS[start : start + len(tried)])  # no gap
-        found = {
+        factors = [entry["factor"] for entry in entries]
+        start = FACTORS.index(factors[0])
+        assert set(GRID) <= set(factors) and factors == list(FACTORS[start : start + len(factors)])  # no gap
+        scores = {
             entry["factor"]: (entry["epochs_to_level"] or float("inf"), entry["train"]["top1_error"])
             for entry in entries
             if "diverged" not in entry
         }
         best = record["rates"][arm]
-        assert found[best] == min(found.values())
-        assert best not in (tried[0], tried[-1]) or best in (FACTORS[0], FACTORS[-1])
+        assert scores[best] == min(scores.values())
+        assert best not in (factors[0], factors[-1]) or best in (FACTORS[0], FACTORS[-1])
         (entry,) = (entry for entry in record["runs"] if entry["arm"] == arm)
         recipe = read_run(entry["directory"])["recipe"]
         assert recipe.learning_rate == 0.002 * best and recipe.seed == 0
@@ -255,16 +255,16 @@ def search_where(monkeypatch, outcome):
     """What `conduct.search` says where `outcome(factor)` is measured of a run at that rate; all runs are done."""
     monkeypatch.setattr(conduct, "status", lambda run: "done")
     monkeypatch.setattr(conduct, "search_run", lambda kind, arm, factor, options: factor)
-    measured = []
+    factors = []
 
     def measure(factor, options, tested):
-        measured.append(factor)
+        factors.append(factor)
         return outcome(factor)
 
     monkeypatch.setattr(conduct, "measure", measure)
-    found = conduct.search(BY_ID["cifar-relu"].kind, BY_ID["cifar-relu"].arms[0], None)
-    assert len(measured) == len(set(measured))  # a wider grid reads no run again
-    return found
+    search = conduct.search(BY_ID["cifar-relu"].kind, BY_ID["cifar-relu"].arms[0], None)
+    assert len(factors) == len(set(factors))  # a wider grid reads no run again
+    return search
 
 
 def at_epochs(epochs, error=20.0):
@@ -272,16 +272,16 @@ def at_epochs(epochs, error=20.0):
 
 
 def test_the_grid_is_widened_until_the_best_is_inside(monkeypatch):
-    missing, best, entries = search_where(monkeypatch, lambda factor: at_epochs(abs(factor - 3) + 1))
-    assert (missing, best, [entry["factor"] for entry in entries]) == (None, 3.0, [1.0, 3.0, 10.0])
+    next_factor, best, entries = search_where(monkeypatch, lambda factor: at_epochs(abs(factor - 3) + 1))
+    assert (next_factor, best, [entry["factor"] for entry in entries]) == (None, 3.0, [1.0, 3.0, 10.0])
     _, best, entries = search_where(monkeypatch, lambda factor: at_epochs(factor + 1 / factor))
     assert best == 1.0 and [entry["factor"] for entry in entries] == [0.3, 1.0, 3.0, 10.0]
     _, best, entries = search_where(monkeypatch, lambda factor: at_epochs(None, 50 - factor))
     assert best == 100.0 and [entry["factor"] for entry in entries] == [1.0, 3.0, 10.0, 30.0, 100.0]
-    diverging = {"epochs_to_level": None, "diverged": 3}
-    _, best, entries = search_where(monkeypatch, lambda factor: dict(diverging) if factor > 0.05 else at_epochs(5.0))
+    divergence = {"epochs_to_level": None, "diverged": 3}
+    _, best, entries = search_where(monkeypatch, lambda factor: dict(divergence) if factor > 0.05 else at_epochs(5.0))
     assert best == entries[0]["factor"] == 0.01  # no faster than 0.03, and the smaller
-    assert search_where(monkeypatch, lambda factor: dict(diverging))[1] is None
+    assert search_where(monkeypatch, lambda factor: dict(divergence))[1] is None
 
 
 def test_the_signal_before_training_is_that_of_the_initial_weights(data, out):
@@ -311,33 +311,33 @@ def test_seven_networks_are_five_and_two_pretrained(data, out):
     assert {read_run(member)["data"]["source"] for member in ensemble["members"]} == {
         str(next(out.glob("half-*-84")).absolute())
     }
-    (larger,) = (entry for entry in record["runs"] if entry["arm"] == "sixth_conv" and entry["seed"] == 1)
-    assert len(read_run(larger["directory"])["data"]["classes"]) == 3
-    asked = claims._parser().parse_args(["run", "ensemble7", "--data", str(data), "--out", str(out), *MINI])
-    ((runs, _),) = plan.turns(BY_ID["ensemble7"], asked, 1)
+    (sixth_conv,) = (entry for entry in record["runs"] if entry["arm"] == "sixth_conv" and entry["seed"] == 1)
+    assert len(read_run(sixth_conv["directory"])["data"]["classes"]) == 3
+    options = claims._parser().parse_args(["run", "ensemble7", "--data", str(data), "--out", str(out), *MINI])
+    ((runs, _),) = plan.turns(BY_ID["ensemble7"], options, 1)
     (init,) = (each.init for each in runs if str(each.directory) == ensemble["members"][-1])
-    assert str(init) == larger["directory"]
+    assert str(init) == sixth_conv["directory"]
 
 
 def test_an_average_is_that_of_the_evaluation(data, out):
     """Losses, since networks of a few maps after one epoch all answer the same class."""
     record = run("ensemble5", data, out, "--seeds", "1")
     (of_seven,) = run("ensemble7", data, out, "--seeds", "1")["ensembles"]
-    found = []
+    losses = []
     for ensemble in (record["ensembles"][0], of_seven, of_seven["five"]):
-        opened = ensembles.open_runs(ensemble["members"], gpus="cpu", pipeline="torch", workers=0)
-        tested = ensembles.evaluate_runs(opened, "val")
+        runs = ensembles.open_runs(ensemble["members"], gpus="cpu", pipeline="torch", workers=0)
+        test = ensembles.evaluate_runs(runs, "val")
         for name, errors in ensemble["errors"].items():
-            assert errors == pytest.approx(vars(tested.average[name].errors()))
-        found.append(ensemble["errors"]["ten views"]["loss"])
-    assert len(set(found)) == 3
+            assert errors == pytest.approx(vars(test.average[name].errors()))
+        losses.append(ensemble["errors"]["ten views"]["loss"])
+    assert len(set(losses)) == 3
 
 
 def test_pretraining_on_a_set_of_more_classes(data, tmp_path):
-    larger = make_folder(
+    larger_set = make_folder(
         tmp_path / "larger", train=3, val=1, size=(100, 96), classes=("ant", "apple", "bee", "leaf", "sky")
     )
-    record = run("pretraining", data, tmp_path / "out", "--seeds", "1", "--larger", larger)
+    record = run("pretraining", data, tmp_path / "out", "--seeds", "1", "--larger", larger_set)
     classes = {entry["arm"]: len(read_run(entry["directory"])["data"]["classes"]) for entry in record["runs"]}
     assert classes == {
         "scratch": 3,
@@ -352,10 +352,10 @@ def test_pretraining_on_a_set_of_more_classes(data, tmp_path):
 def test_all_claims_that_fit_the_data(data, out, capsys):
     """Most runs are there from the other tests."""
     run("all", data, out, "--seeds", "1", "--budget", "1h")
-    said = capsys.readouterr().out
-    fitting = {claim.id for claim in CLAIMS if claim.data == "any"}
-    assert {line.split()[1].rstrip(":") for line in said.splitlines() if line.startswith("==")} == fitting
-    assert "left" in said and fitting <= set(read_records(out / "records"))
+    output = capsys.readouterr().out
+    ids = {claim.id for claim in CLAIMS if claim.data == "any"}
+    assert {line.split()[1].rstrip(":") for line in output.splitlines() if line.startswith("==")} == ids
+    assert "left" in output and ids <= set(read_records(out / "records"))
 
 
 def test_a_layer_that_only_cifars_networks_have_can_be_set(data, out):
@@ -377,15 +377,15 @@ def test_a_layer_that_only_cifars_networks_have_can_be_set(data, out):
     ],
 )
 def test_damaged_notes_count_as_none(notes, data, out):
-    kept = out / "records" / "runs"
-    shutil.rmtree(kept, ignore_errors=True)  # what is kept is not measured again
-    before, told = without_times(run("dropout", data, out, "--seeds", "1")), 0
+    folder = out / "records" / "runs"
+    shutil.rmtree(folder, ignore_errors=True)  # what is kept is not measured again
+    before, count = without_times(run("dropout", data, out, "--seeds", "1")), 0
     for path in out.glob("*.result.json"):
         tests = re.findall(r'"(train [^"]*)": \{', path.read_text())  # keys of `measure.key_of_test`
-        told += len(tests)
+        count += len(tests)
         path.write_text(notes.replace("TEST", (tests or ["none"])[0]))
-    assert told >= 2
-    shutil.rmtree(kept)
+    assert count >= 2
+    shutil.rmtree(folder)
     assert without_times(run("dropout", data, out, "--seeds", "1", "--budget", "1h")) == before
 
 

@@ -56,8 +56,8 @@ def test_only_pairs_count():
 
 def test_a_diverged_run_is_told_and_not_counted():
     runs = THREE | {("no_lrn", 2): {"diverged": 7}}
-    difference, diverged = findings(record_of("difference", ["base", "no_lrn"], runs))
-    assert "n = 2" in difference and diverged == "no lrn with seed 2 diverged at step 7"
+    difference, divergence = findings(record_of("difference", ["base", "no_lrn"], runs))
+    assert "n = 2" in difference and divergence == "no lrn with seed 2 diverged at step 7"
 
 
 def test_cumulative_steps_are_against_the_one_before():
@@ -108,18 +108,18 @@ def test_dropout_has_gap_and_iterations():
         }
         for arm, curve in curves.items()
     }
-    _, gap, moved, iterations = findings(record_of("dropout", ["base", "no_dropout"], runs))
+    _, gap, move, iterations = findings(record_of("dropout", ["base", "no_dropout"], runs))
     assert gap == (
         "validation minus training error, centre view, network in test mode: base 5.00 points (training images "
         "25.00 %), no dropout 25.00 points (training images 5.00 %), no dropout +20.00 points against base, n = 1, "
         "no p"
     )
-    assert moved == "the loss of no dropout moves at step 12, base's at step 30"
+    assert move == "the loss of no dropout moves at step 12, base's at step 30"
     runs["base", 1], runs["no_dropout", 1] = runs["base", 0] | {"moved": None}, runs["no_dropout", 0] | {"moved": 14}
-    never = findings(record_of("dropout", ["base", "no_dropout"], runs))[2]
-    assert never == "the loss of no dropout moves at step 13 ± 1, base's at step 30 and never with 1 seed"
-    unmoved = {key: run | {"moved": None} for key, run in runs.items()}
-    assert findings(record_of("dropout", ["base", "no_dropout"], unmoved))[2] == (
+    sentence = findings(record_of("dropout", ["base", "no_dropout"], runs))[2]
+    assert sentence == "the loss of no dropout moves at step 13 ± 1, base's at step 30 and never with 1 seed"
+    flat_runs = {key: run | {"moved": None} for key, run in runs.items()}
+    assert findings(record_of("dropout", ["base", "no_dropout"], flat_runs))[2] == (
         "the loss of no dropout moves in no run, base's in no run"
     )
     for run in runs.values():
@@ -207,17 +207,17 @@ def test_errors_on_training_images_and_the_loss_stand_beside_a_difference():
         (arm, seed): {**run, "on_training_images": {"top1_error": 20.0 + seed + 4 * (arm == "no_lrn")}}
         for (arm, seed), run in THREE.items()
     }
-    (_, beside) = findings(record_of("difference", ["base", "no_lrn"], runs))
-    told = (
+    (_, text) = findings(record_of("difference", ["base", "no_lrn"], runs))
+    start = (
         "on the training images, centre view, network in test mode: no lrn +4.00 ± 0.00 points against base's 21.00 %"
     )
-    assert beside == told
-    moved = {key: {**run, "moved": 100 + 10 * key[1] + 50 * (key[0] == "no_lrn")} for key, run in runs.items()}
-    (_, beside) = findings(record_of("difference", ["base", "no_lrn"], moved))
-    assert beside == f"{told}; the loss of no lrn moves at step 160 ± 10, base's at step 110 ± 10"
-    moved["no_lrn", 1]["moved"] = None
-    (_, beside) = findings(record_of("difference", ["base", "no_lrn"], moved))
-    assert beside == f"{told}; the loss of no lrn moves at step 160 ± 14 and never with 1 seed, base's at step 110 ± 10"
+    assert text == start
+    moving_runs = {key: {**run, "moved": 100 + 10 * key[1] + 50 * (key[0] == "no_lrn")} for key, run in runs.items()}
+    (_, text) = findings(record_of("difference", ["base", "no_lrn"], moving_runs))
+    assert text == f"{start}; the loss of no lrn moves at step 160 ± 10, base's at step 110 ± 10"
+    moving_runs["no_lrn", 1]["moved"] = None
+    (_, text) = findings(record_of("difference", ["base", "no_lrn"], moving_runs))
+    assert text == f"{start}; the loss of no lrn moves at step 160 ± 14 and never with 1 seed, base's at step 110 ± 10"
     assert len(findings(record_of("difference", ["base", "no_lrn"], THREE))) == 1
 
 
@@ -235,21 +235,21 @@ def test_the_gap_of_pooling_is_told_beside_its_difference():
 def test_an_arm_whose_partner_has_no_result_is_told_alone(kind, alone):
     """The other one diverged, was never begun, or is not in the record at all."""
     runs = {key: {**run, "drops": [2], "moved": 5} for key, run in overfitting(alone, 0, 30.0, 25.0).items()}
-    diverged = {("changed" if alone == "base" else "base", 0): {"diverged": 7, "drops": [], "moved": None}}
-    for arms, made in ((["base", "changed"], runs | diverged), (["base", "changed"], runs), ([alone], runs)):
-        found = findings(record_of(kind, arms, made))
-        assert not any("against" in sentence for sentence in found)
-        told = [sentence for sentence in found if sentence.startswith(alone) or f": {alone} 5.00 points (" in sentence]
-        assert len(told) == (kind in ("overfitting", "dropout", "schedule", "moved"))
+    partner = {("changed" if alone == "base" else "base", 0): {"diverged": 7, "drops": [], "moved": None}}
+    for arms, record_runs in ((["base", "changed"], runs | partner), (["base", "changed"], runs), ([alone], runs)):
+        texts = findings(record_of(kind, arms, record_runs))
+        assert not any("against" in sentence for sentence in texts)
+        own = [sentence for sentence in texts if sentence.startswith(alone) or f": {alone} 5.00 points (" in sentence]
+        assert len(own) == (kind in ("overfitting", "dropout", "schedule", "moved"))
 
 
 def test_the_epochs_at_which_rates_fell():
-    same = errors((1.0, 1.0), (1.0, 1.0))
+    same_errors = errors((1.0, 1.0), (1.0, 1.0))
     runs = {
-        ("dated", 0): {"drops": [4, 8, 10], "errors": same},
-        ("plateau", 0): {"drops": [7], "errors": same, "steps": 95},
+        ("dated", 0): {"drops": [4, 8, 10], "errors": same_errors},
+        ("plateau", 0): {"drops": [7], "errors": same_errors, "steps": 95},
         ("plateau", 1): {"drops": [], "diverged": 4, "steps": 3},
-        ("plateau", 2): {"drops": [], "errors": same},
+        ("plateau", 2): {"drops": [], "errors": same_errors},
     }
     dated, plateau, difference, _ = findings(record_of("schedule", ["dated", "plateau"], runs))
     assert dated == "dated: the rates fall at epochs 4, 8, 10 of 10 (seed 0)"
@@ -269,8 +269,8 @@ def test_training_error():
         for seed in (0, 1)
     }
     sentence, _ = findings(record_of("training", ["base", "no_decay"], runs))
-    told = "no decay +2.50 ± 0.00 points top-1 against base's 10.50 %, n = 2, p = 0.5 by sign flips, the least"
-    assert told in sentence
+    difference = "no decay +2.50 ± 0.00 points top-1 against base's 10.50 %, n = 2, p = 0.5 by sign flips, the least"
+    assert difference in sentence
     assert sentence.endswith("loss +0.250 ± 0.000")
 
 
@@ -299,11 +299,11 @@ def test_rates():
     # 4, 6 and more than 10 / 4
     assert ratio.startswith("ratio at least 4.17 ± 1.76, of the logarithms n = 3, p = 0.25")
     runs["relu", 0], runs["tanh", 2] = {"epochs_to_level": None}, {"epochs_to_level": None, "diverged": 7}
-    relu, tanh, ratio, diverged = findings(record | {"runs": record_of("rates", ["relu", "tanh"], runs)["runs"]})
+    relu, tanh, ratio, divergence = findings(record | {"runs": record_of("rates", ["relu", "tanh"], runs)["runs"]})
     assert (
         "n = 2, not within 10 epochs with 1 of 3 seeds" in relu
         and "n = 2, " not in ratio
-        and diverged == "tanh with seed 2 diverged at step 7"
+        and divergence == "tanh with seed 2 diverged at step 7"
     )
     assert tanh.endswith("after 13.00 ± 7.07 epochs, n = 2") and ratio == (
         "ratio 6.00, of the logarithms n = 1, no p (without 1 seed of which relu did not come to it)"
@@ -312,9 +312,9 @@ def test_rates():
 
 
 def test_when_the_loss_moves():
-    same = errors((1.0, 1.0), (1.0, 1.0))
-    runs = {("source", seed): {"moved": 20 + seed, "errors": same} for seed in range(3)} | {
-        ("literal", seed): {"moved": moved, "errors": same} for seed, moved in enumerate((120, None, 132))
+    same_errors = errors((1.0, 1.0), (1.0, 1.0))
+    runs = {("source", seed): {"moved": 20 + seed, "errors": same_errors} for seed in range(3)} | {
+        ("literal", seed): {"moved": step, "errors": same_errors} for seed, step in enumerate((120, None, 132))
     }
     source, literal, difference, _ = findings(record_of("moved", ["source", "literal"], runs))
     runs["source", 1]["signal"], runs["source", 2]["signal"] = {"conv1": 2.0, "fc8": 0.01}, {"conv1": 4.0, "fc8": 0.03}
@@ -330,29 +330,29 @@ def test_when_the_loss_moves():
     )
     runs["source", 0]["moved"] = None
     # p is of what the verdict rests on, in which the 100 steps of a run that never moved count
-    told = "n = 2 (without 1 seed of which source did not come to it); of the logarithms n = 3, p = 0.25 by sign flips"
-    assert told in findings(record_of("moved", ["source", "literal"], runs))[2]
+    text = "n = 2 (without 1 seed of which source did not come to it); of the logarithms n = 3, p = 0.25 by sign flips"
+    assert text in findings(record_of("moved", ["source", "literal"], runs))[2]
     runs["literal", 2] = {"moved": None, "diverged": 60}
-    source, literal, difference, _, diverged = findings(record_of("moved", ["source", "literal"], runs))
+    source, literal, difference, _, divergence = findings(record_of("moved", ["source", "literal"], runs))
     assert literal == "literal: the loss moves at step 120, not within 100 steps, n = 2"
-    assert diverged == "literal with seed 2 diverged at step 60"
+    assert divergence == "literal with seed 2 diverged at step 60"
 
 
 def test_errors_on_more_classes_are_told_beside():
     runs = {(arm, 0): {"errors": errors((30.0, 9.0), (28.0, 8.0))} for arm in ("larger_set", "scratch", "fine_tuned")}
     record = record_of("difference", ["larger_set", "scratch", "fine_tuned"], runs)
     record["arms"][0]["larger"] = True
-    compared, *_, larger = findings(record)
-    assert compared.startswith("fine tuned +0.00 / +0.00 points against scratch's 28.00 / 8.00 %")
-    assert larger == "on more classes, larger set: 28.00 / 8.00 % ten views, 30.00 / 9.00 % centre view, n = 1"
+    difference, *_, larger_set = findings(record)
+    assert difference.startswith("fine tuned +0.00 / +0.00 points against scratch's 28.00 / 8.00 %")
+    assert larger_set == "on more classes, larger set: 28.00 / 8.00 % ten views, 30.00 / 9.00 % centre view, n = 1"
 
 
 def test_one_step_is_no_steps():
-    same = errors((1.0, 1.0), (1.0, 1.0))
+    same_errors = errors((1.0, 1.0), (1.0, 1.0))
     runs = {
-        ("source", 0): {"moved": 20, "errors": same},
-        ("literal", 0): {"moved": 21, "errors": same},
-        ("literal", 1): {"moved": None, "errors": same, "steps": 1},
+        ("source", 0): {"moved": 20, "errors": same_errors},
+        ("literal", 0): {"moved": 21, "errors": same_errors},
+        ("literal", 1): {"moved": None, "errors": same_errors, "steps": 1},
     }
     _, literal, difference, _ = findings(record_of("moved", ["source", "literal"], runs))
     assert literal == "literal: the loss moves at step 21, not within 1 step, n = 2"
@@ -367,12 +367,12 @@ def test_ensembles():
         "errors": errors((27.0, 8.0), (26.0, 7.0)),
         "weighted": {"ten views": {"top1_error": 25.5, "top5_error": 6.5, "loss": 1.0, "images": 100}},
     }
-    plain, weighted = findings(record_of("ensemble", ["base"], runs, ensembles=[ensemble]))
-    assert plain == (
+    plain_average, weighted_average = findings(record_of("ensemble", ["base"], runs, ensembles=[ensemble]))
+    assert plain_average == (
         "2 networks averaged plainly: -2.50 / -1.00 points against their mean of 28.50 / 8.00 % (ten views), n = 1, "
         "no p"
     )
-    assert "tested on these same images: -3.00 / -1.50 points" in weighted
+    assert "tested on these same images: -3.00 / -1.50 points" in weighted_average
 
 
 def test_seven_networks_are_compared_with_five():
@@ -383,19 +383,19 @@ def test_seven_networks_are_compared_with_five():
         }
 
     runs = {("base", seed): {"errors": errors((30.0, 9.0), (28.0, 8.0))} for seed in range(2)}
-    found = [
+    ensembles = [
         {
             "members": ["runs/base0"] * 7,
             **average((24.0, 6.0), (23.0, 5.0), (22.0, 4.0)),
             "five": {"members": ["runs/base0"] * 5, **average((26.0, 7.0), (25.0, 6.5), (24.5, 6.25))},
         }
     ] * 2
-    plain, weighted = findings(record_of("ensemble", ["base"], runs, ensembles=found))
-    assert plain.startswith(
+    plain_average, weighted_average = findings(record_of("ensemble", ["base"], runs, ensembles=ensembles))
+    assert plain_average.startswith(
         "7 networks averaged plainly: -2.00 ± 0.00 / -1.50 ± 0.00 points against the average of five of them, "
         "25.00 / 6.50 % (ten views), n = 2, p = 0.5"
     )
-    assert "-2.50 ± 0.00 / -2.25 ± 0.00 points against the average of five of them, 24.50 / 6.25 %" in weighted
+    assert "-2.50 ± 0.00 / -2.25 ± 0.00 points against the average of five of them, 24.50 / 6.25 %" in weighted_average
 
 
 def test_towers():
@@ -412,8 +412,8 @@ def test_towers():
 
 def test_the_towers_of_every_seed_are_a_table():
     measures = {"colourfulness": {"holm_p": 0.0005}, "selectivity": {"holm_p": 0.21}, "phase": {"holm_p": None}}
-    divided = {"learned": [48, 47], "distance": 0.161, "p": 0.0009, "measures": measures}
-    few = {"learned": [3, 47], "distance": None, "p": None, "measures": {}}
+    many_kernels = {"learned": [48, 47], "distance": 0.161, "p": 0.0009, "measures": measures}
+    few_kernels = {"learned": [3, 47], "distance": None, "p": None, "measures": {}}
     runs = {
         ("base", seed): {
             "errors": errors((1.0, 1.0), (1.0, 1.0)),
@@ -421,7 +421,7 @@ def test_the_towers_of_every_seed_are_a_table():
             "random_split_p": 0.0001,
             "division": division,
         }
-        for seed, division in enumerate((divided, few))
+        for seed, division in enumerate((many_kernels, few_kernels))
     }
     record = record_of("towers", ["base"], runs)
     first, second = ([*row.values()] for row in KINDS["towers"].seed_by_seed(record))

@@ -34,14 +34,14 @@ def failing_at(monkeypatch, number, error):
     """The `number`th picture can't be written."""
     save, count = Image.Image.save, 0
 
-    def saved(self, path, **options):
+    def save_or_fail(self, path, **options):
         nonlocal count
         count += 1
         if count == number:
             raise error
         save(self, path, **options)
 
-    monkeypatch.setattr(Image.Image, "save", saved)
+    monkeypatch.setattr(Image.Image, "save", save_or_fail)
 
 
 def assert_whole(folder):
@@ -141,8 +141,10 @@ def test_two_processes_at_once(whole, tmp_path, killed):
         process.join(60)
     assert [first.exitcode, second.exitcode] == [-signal.SIGKILL if killed else 0, 0]
     assert_whole(folder)
-    half, kept = open_dataset(folder, SIZE), np.flatnonzero(train.labels % 2 == 0)
-    assert all((half.splits["train"].read(index) == train.read(original)).all() for index, original in enumerate(kept))
+    half, numbers = open_dataset(folder, SIZE), np.flatnonzero(train.labels % 2 == 0)
+    assert all(
+        (half.splits["train"].read(index) == train.read(original)).all() for index, original in enumerate(numbers)
+    )
 
 
 def test_half_of_the_classes_has_the_stored_pictures(tmp_path):
@@ -151,8 +153,8 @@ def test_half_of_the_classes_has_the_stored_pictures(tmp_path):
     )
     half = open_dataset(every_second_class(whole, tmp_path / "half"), 32)
     assert half.classes == ["00000-a", "00002-c"] and half.splits["val"].labels.tolist() == [0, 1]
-    kept = np.flatnonzero(whole.splits["train"].labels % 2 == 0)
-    for index, original in enumerate(kept):
+    numbers = np.flatnonzero(whole.splits["train"].labels % 2 == 0)
+    for index, original in enumerate(numbers):
         assert (half.splits["train"].read(index) == whole.splits["train"].read(original)).all()
     with pytest.raises(UserError, match="leaves 1 of the two"):
         every_second_class(half, tmp_path / "quarter")

@@ -36,23 +36,25 @@ def lose(out):
 
 def counted(monkeypatch):
     """The arms that are trained from now on, in order."""
-    trained, function = [], arm_runs.train
+    names, function = [], arm_runs.train
     monkeypatch.setattr(
-        arm_runs, "train", lambda asked: [trained.append(Path(asked.out).name.partition("-")[0]), function(asked)][1]
+        arm_runs,
+        "train",
+        lambda options: [names.append(Path(options.out).name.partition("-")[0]), function(options)][1],
     )
-    return trained
+    return names
 
 
 def test_a_run_that_is_kept_is_not_made_again(data, tmp_path, monkeypatch):
     first = run("dropout", data, tmp_path, "--seeds", "1")
     lose(tmp_path)
-    trained = counted(monkeypatch)
+    arms = counted(monkeypatch)
     again = run("dropout", data, tmp_path, "--seeds", "1")
-    assert trained == [] and directories(tmp_path) == [] and without_times(again) == without_times(first)
+    assert arms == [] and directories(tmp_path) == [] and without_times(again) == without_times(first)
     assert run("weight-decay", data, tmp_path, "--seeds", "1")["runs"][0]["errors"] == first["runs"][0]["errors"]
-    assert trained == ["no_weight_decay"]  # the base is kept
+    assert arms == ["no_weight_decay"]  # the base is kept
     run("dropout", data, tmp_path, "--seeds", "2")
-    assert trained[1:] == ["base", "no_dropout"]  # of the second seed
+    assert arms[1:] == ["base", "no_dropout"]  # of the second seed
 
 
 def test_the_spread_over_pictures_is_of_pairs_of_answers(tmp_path):
@@ -61,18 +63,18 @@ def test_the_spread_over_pictures_is_of_pairs_of_answers(tmp_path):
         for seed in (0, 1):
             right[arm, seed] = random.random((2, 90)) < 0.4
             runs[arm, seed] = {"errors": errors((1.0, 1.0), (1.0, 1.0)), "directory": f"out/{arm}-seed{seed}"}
-            packed = {"ten views": np.packbits(right[arm, seed], axis=1)}
+            bits = {"ten views": np.packbits(right[arm, seed], axis=1)}
             (tmp_path / "runs").mkdir(exist_ok=True)
-            np.savez(tmp_path / "runs" / f"{arm}-seed{seed}.npz", images=90, conv1=np.zeros(1), **packed)
+            np.savez(tmp_path / "runs" / f"{arm}-seed{seed}.npz", images=90, conv1=np.zeros(1), **bits)
     record = record_of("difference", ["base", "no_lrn"], runs)
     each = np.mean([100.0 * right["base", seed][0] - 100.0 * right["no_lrn", seed][0] for seed in (0, 1)], axis=0)
     expected = each.std(ddof=1) / 90**0.5
     assert kept_answers.of_pictures(record, "base", "no_lrn", tmp_path) == pytest.approx(expected)
-    (found,) = outcomes(next(claim for claim in CLAIMS if claim.id == "lrn"), record)
-    assert page._over_pictures(found, record, tmp_path) == f"; over other pictures ± {1.96 * expected:.2f}"
+    (outcome,) = outcomes(next(claim for claim in CLAIMS if claim.id == "lrn"), record)
+    assert page._over_pictures(outcome, record, tmp_path) == f"; over other pictures ± {1.96 * expected:.2f}"
     (tmp_path / "runs" / "base-seed1.npz").unlink()
     assert kept_answers.of_pictures(record, "base", "no_lrn", tmp_path) is None
-    assert page._over_pictures(found, record, tmp_path) == ""
+    assert page._over_pictures(outcome, record, tmp_path) == ""
 
 
 def test_what_is_kept_is_small_and_whole(data, tmp_path):
@@ -87,9 +89,9 @@ def test_what_is_kept_is_small_and_whole(data, tmp_path):
         )
         right, original = (read_right(file) for file in (place.with_suffix(".npz"), path / "validation_right.npz"))
         assert right.keys() == original.keys() == entry["errors"].keys()
-        for protocol, found in entry["errors"].items():
+        for protocol, figures in entry["errors"].items():
             assert np.array_equal(right[protocol], original[protocol])
-            assert 100 - 100 * right[protocol].mean(1) == pytest.approx([found["top1_error"], found["top5_error"]])
+            assert 100 - 100 * right[protocol].mean(1) == pytest.approx([figures["top1_error"], figures["top5_error"]])
         assert place.with_suffix(".npz").stat().st_size < kernels.size * 2 + 3000
 
 
@@ -97,21 +99,21 @@ def test_what_is_kept_is_small_and_whole(data, tmp_path):
 def test_weights_that_are_asked_for_are_made_again(data, tmp_path, monkeypatch):
     before = run("ensemble7", data, tmp_path, "--seeds", "1")
     lose(tmp_path)
-    trained = counted(monkeypatch)
+    arms = counted(monkeypatch)
     again = run("ensemble7", data, tmp_path, "--seeds", "1")
-    assert trained == [] and without_times(again)["runs"] == without_times(before)["runs"]
+    assert arms == [] and without_times(again)["runs"] == without_times(before)["runs"]
     assert [ensemble["errors"] for ensemble in again["ensembles"]] == [
         ensemble["errors"] for ensemble in before["ensembles"]
     ]
     assert {run["directory"] for run in again["runs"]} >= set(again["ensembles"][0]["members"])
     run("ensemble5", data, tmp_path, "--seeds", "1")
-    assert sorted(trained) == ["base"] * 5  # an average of five asks for five networks
+    assert sorted(arms) == ["base"] * 5  # an average of five asks for five networks
     lose(tmp_path)
     for path in (tmp_path / "records" / "runs").glob("fine_tuned-*-seed0.json"):
         path.unlink()
-    del trained[:]
+    del arms[:]
     run("pretraining", data, tmp_path, "--seeds", "1")
-    assert trained.count("fine_tuned") == 1 and trained.index("sixth_conv") < trained.index("fine_tuned")
+    assert arms.count("fine_tuned") == 1 and arms.index("sixth_conv") < arms.index("fine_tuned")
 
 
 def test_the_first_layers_of_all_runs_are_one_picture(tmp_path):
@@ -143,21 +145,21 @@ def test_the_first_layers_of_all_runs_are_one_picture(tmp_path):
 
 def test_taken_records_have_their_picture_of_kernels(data, tmp_path):
     run("specialisation", data, tmp_path / "out", "--seeds", "1")
-    (drawn,) = (tmp_path / "out" / "records").glob("*-kernels.png")
-    before = drawn.read_bytes()
-    drawn.unlink()  # a record of older code has none
+    (picture,) = (tmp_path / "out" / "records").glob("*-kernels.png")
+    before = picture.read_bytes()
+    picture.unlink()  # a record of older code has none
     take_records(tmp_path / "out" / "records", tmp_path / "taken")
-    assert (tmp_path / "taken" / drawn.name).read_bytes() == before
+    assert (tmp_path / "taken" / picture.name).read_bytes() == before
 
 
 def test_damaged_files_count_as_nothing(data, tmp_path, monkeypatch):
     record = run("views", data, tmp_path, "--seeds", "1")
-    (kept,) = (tmp_path / "records" / "runs").glob("*.json")
+    (path,) = (tmp_path / "records" / "runs").glob("*.json")
     for content in (b"", b"{", b"[]", b"{}", b"\xff"):
-        kept.write_bytes(content)
+        path.write_bytes(content)
         assert without_times(run("views", data, tmp_path, "--seeds", "1")) == without_times(record)
-        assert json.loads(kept.read_text())["arm"] == "base"
-    arrays = kept.with_suffix(".npz")
+        assert json.loads(path.read_text())["arm"] == "base"
+    arrays = path.with_suffix(".npz")
     for content in (b"", b"PK\3\4", b"no archive"):
         arrays.write_bytes(content)
         assert kept_answers.first_layer(record["runs"][0], tmp_path / "records") is None and read_right(arrays) is None
@@ -170,5 +172,5 @@ def test_the_claim_of_the_towers_tells_all_its_arms(data, tmp_path):
     assert base.startswith("base: the towers' kernels differ in 0 of 2 runs (95 % interval 0 to 66 %;")
     assert "p = too few kernels, too few kernels" in no_links and no_links.startswith("no links same width: ")
     for entry in record["runs"]:
-        made = {"random_split_p", "chroma", "division"} & entry.keys()
-        assert len(made) == (0 if entry["arm"] == "one_tower" else 3)
+        measures = {"random_split_p", "chroma", "division"} & entry.keys()
+        assert len(measures) == (0 if entry["arm"] == "one_tower" else 3)

@@ -16,12 +16,12 @@ def rows(*records):
 
 
 def test_all_that_goes_the_papers_way_lies_at_the_right():
-    found = rows(of_study("lrn", 1.5), of_study("pretraining", -1.5, arms=["scratch", "fine_tuned"]))
-    assert [(row.claim, row.what, row.word, row.paper) for row in found] == [
+    claim_rows = rows(of_study("lrn", 1.5), of_study("pretraining", -1.5, arms=["scratch", "fine_tuned"]))
+    assert [(row.claim, row.what, row.word, row.paper) for row in claim_rows] == [
         ("lrn", "no lrn minus base", COMES_OUT, 1.4),
         ("pretraining", "scratch minus fine tuned", COMES_OUT, 1.7),  # the paper's is a fall
     ]
-    for row in found:
+    for row in claim_rows:
         assert row.mean == pytest.approx(1.5, abs=0.1) and len(row.values) == 6
         assert row.interval[0] < row.mean < row.interval[1] and sum(row.interval) == pytest.approx(2 * row.mean)
     (row,) = rows(of_study("lrn", -1.5))
@@ -29,14 +29,14 @@ def test_all_that_goes_the_papers_way_lies_at_the_right():
 
 
 def test_a_claim_of_every_arm_has_them_all_and_what_stands_beside_has_no_verdict():
-    found = rows(of_study("depth", 1.0), of_study("dropout", 3.0), of_study("lrn", 1.5, seeds=2))
-    assert [(row.claim, row.what, bool(row.word), row.paper) for row in found] == [
+    claim_rows = rows(of_study("depth", 1.0), of_study("dropout", 3.0), of_study("lrn", 1.5, seeds=2))
+    assert [(row.claim, row.what, bool(row.word), row.paper) for row in claim_rows] == [
         ("lrn", "no lrn minus base", True, 1.4),
         ("dropout", "validation minus training error, no dropout minus base", True, None),
         ("dropout", "error, no dropout minus base", False, None),
         *(("depth", f"no conv{number} minus base", True, 2.0) for number in (2, 3, 4, 5)),
     ]
-    assert found[0].word == NO_VERDICT
+    assert claim_rows[0].word == NO_VERDICT
 
 
 def test_what_is_no_comparison_in_points_of_the_study_is_left_out():
@@ -46,23 +46,23 @@ def test_what_is_no_comparison_in_points_of_the_study_is_left_out():
 
 
 def test_it_shows_seeds_means_intervals_and_the_papers_figure():
-    found = rows(of_study("lrn", 1.5), of_study("dropout", 3.0))
-    (axes,) = overview.figure_of(found).axes
-    for y, row in enumerate(found):
-        drawn = [line for line in axes.lines if len(line.get_ydata()) and all(at == y for at in line.get_ydata())]
-        shown = {line.get_marker(): [float(x) for x in line.get_xdata()] for line in drawn}
-        assert shown.pop("|") == pytest.approx(row.values) and shown.pop("o") == pytest.approx([row.mean])
+    claim_rows = rows(of_study("lrn", 1.5), of_study("dropout", 3.0))
+    (axes,) = overview.figure_of(claim_rows).axes
+    for y, row in enumerate(claim_rows):
+        lines = [line for line in axes.lines if len(line.get_ydata()) and all(at == y for at in line.get_ydata())]
+        by_marker = {line.get_marker(): [float(x) for x in line.get_xdata()] for line in lines}
+        assert by_marker.pop("|") == pytest.approx(row.values) and by_marker.pop("o") == pytest.approx([row.mean])
         # none where all values are equal, as the gaps of these dropout runs
-        assert shown.pop("None", None) == (pytest.approx(row.interval) if row.interval else None)
-        assert shown == ({"D": [row.paper]} if row.paper else {})
-    assert [row.interval is None for row in found] == [False, True, False]
+        assert by_marker.pop("None", None) == (pytest.approx(row.interval) if row.interval else None)
+        assert by_marker == ({"D": [row.paper]} if row.paper else {})
+    assert [row.interval is None for row in claim_rows] == [False, True, False]
     assert [text.get_text() for text in axes.texts] == [
         "comes out, n = 6",
         "not to be told apart, n = 6",
         "no part of the verdict",
     ]
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [f"{row.claim}: {row.what}" for row in found] and axes.yaxis_inverted()
+    assert labels == [f"{row.claim}: {row.what}" for row in claim_rows] and axes.yaxis_inverted()
 
 
 def test_half_of_the_papers_figure_would_count():

@@ -36,12 +36,12 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
         dict(record, search_epochs=2),
         dict(record, arms=[dict(arm, digest="other") for arm in record["arms"]]),
     ]
-    assert len({path_of(different, tmp_path / "records") for different in others} | {path}) == 5
-    same = [
+    assert len({path_of(each, tmp_path / "records") for each in others} | {path}) == 5
+    same_records = [
         dict(record, set=["dropout=0.5"], reported_on={"devices": ["another"]}),
         dict(record, runs=[dict(run, devices=["CPU, 64 threads"] * 2) for run in record["runs"]]),
     ]
-    assert {path_of(other, tmp_path / "records") for other in same} == {path}
+    assert {path_of(other, tmp_path / "records") for other in same_records} == {path}
     write_record(other, tmp_path / "records")
     (tmp_path / "records" / "foreign.json").write_text("[1]")
     (tmp_path / "records" / "broken.json").write_text("{")
@@ -54,9 +54,9 @@ def test_a_record_of_fewer_runs_does_not_replace_one_of_more(tmp_path):
     one = record_of("difference", ["base", "no_lrn"], {key: run for key, run in THREE.items() if key[1] == 0})
     assert [write_record(record, tmp_path)[1] for record in (one, whole, one)] == [True, True, False]
     assert read_records(tmp_path) == {"lrn": [whole]}
-    anew = dict(one, runs=[dict(run, commits=["a mended one"]) for run in one["runs"]])
+    rerun = dict(one, runs=[dict(run, commits=["a mended one"]) for run in one["runs"]])
     # which the whole one doesn't have
-    assert write_record(anew, tmp_path)[1] and read_records(tmp_path) == {"lrn": [anew]}
+    assert write_record(rerun, tmp_path)[1] and read_records(tmp_path) == {"lrn": [rerun]}
 
 
 def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
@@ -81,27 +81,27 @@ def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
     (here / "runs" / "mends.json").write_text(entry[:-5])
     np.savez(here / "runs" / "other.npz", conv1=np.zeros((2, 3, 3, 3)))  # what is here stays
     (here / "runs" / "other.json").write_text(entry)
-    stays = (here / "runs" / "other.npz").read_bytes()
+    bytes_here = (here / "runs" / "other.npz").read_bytes()
     files = [f"runs/{name}.{ending}" for name in ("mends", "new") for ending in ("json", "npz")]
     durable_files.replace(path.with_suffix(".png"), b"a picture that older code drew")
     assert take_records(there, here) == [path.name, *files]
     draw_claim(whole, tmp_path / "anew.png")
     assert (here / path.with_suffix(".png").name).read_bytes() == (tmp_path / "anew.png").read_bytes()
-    assert read_records(here) == {"lrn": [whole]} and (here / "runs" / "other.npz").read_bytes() == stays
+    assert read_records(here) == {"lrn": [whole]} and (here / "runs" / "other.npz").read_bytes() == bytes_here
     for name in files:
         assert (here / name).read_bytes() == (there / name).read_bytes()
     assert take_records(there, here) == []
     with pytest.raises(UserError, match="--take nowhere: no such directory"):
         take_records("nowhere", here)
-    for less in (one, other):  # fewer runs, or others: what is here stays
-        durable_files.replace(there / path.name, json.dumps(less).encode())
+    for record in (one, other):  # fewer runs, or others: what is here stays
+        durable_files.replace(there / path.name, json.dumps(record).encode())
         os.utime(there / path.name, (2e9, 2e9))
         assert take_records(there, here) == [] and read_records(here) == {"lrn": [whole]}
-    third, readme, page = (tmp_path / name for name in ("third", "README.md", "claims.md"))
+    target, readme, page = (tmp_path / name for name in ("third", "README.md", "claims.md"))
     readme.write_text("# No table\n")
-    words = ["--take", there, "--records", third, "--readme", readme, "--details", page]
+    words = ["--take", there, "--records", target, "--readme", readme, "--details", page]
     assert claims.main(["table", "--write", *map(str, words)]) == 0
-    assert (third / path.name).exists()
+    assert (target / path.name).exists()
 
 
 @pytest.fixture
@@ -127,16 +127,16 @@ def test_recorded_rendered_checked(place, capsys):
     assert claims.main([*words, "--check"]) == 1
     assert claims.main([*words, "--write"]) == 0 and claims.main([*words, "--check"]) == 0
     text, page = (folder / "README.md").read_text(), (folder / "claims.md").read_text()
-    assert all(written.startswith("# Claims\n") and written.endswith("\n\nThe end.\n") for written in (text, page))
+    assert all(content.startswith("# Claims\n") and content.endswith("\n\nThe end.\n") for content in (text, page))
     rows = [row for row in page.splitlines() if row.startswith("| [")]
     assert len(rows) == len(CLAIMS) + len(ELSEWHERE)
     assert sum(row.endswith("| not run |") for row in rows) == len(rows) - 1
     (row,) = (row for row in rows if row.startswith("| [lrn](#lrn)"))
-    told = "no lrn minus base: +2.00 points (-0.48 to +4.48) (on folder a\\|b)"
-    assert row.endswith(f"| 1.4 / 1.2 points | {told} | 3 | no verdict; too few seeds |")
-    short = [row for row in text.splitlines() if row.startswith("| [")]
-    assert [row.split("]")[0] for row in short] == [f"| [{name}" for name in claim_page.MAIN]
-    assert {row.replace("(claims.md#", "(#") for row in short} < set(rows)
+    outcome = "no lrn minus base: +2.00 points (-0.48 to +4.48) (on folder a\\|b)"
+    assert row.endswith(f"| 1.4 / 1.2 points | {outcome} | 3 | no verdict; too few seeds |")
+    readme_rows = [row for row in text.splitlines() if row.startswith("| [")]
+    assert [row.split("]")[0] for row in readme_rows] == [f"| [{name}" for name in claim_page.MAIN]
+    assert {row.replace("(claims.md#", "(#") for row in readme_rows} < set(rows)
     assert [line for line in page.splitlines() if line.startswith("#")] == [
         "# Claims",
         "## lrn",
@@ -160,10 +160,10 @@ def test_a_record_whose_networks_are_others_by_now_names_its_commit():
     claim = next(claim for claim in CLAIMS if claim.id == "lrn")
     for base, epochs in (("mini", 12), ("paper", 90), ("paper", 20)):  # of a plateau's, by --epochs or without
         record = record_of("difference", ["base", "no_lrn"], THREE) | {"base": base, "epochs": epochs}
-        for asked in {None, epochs} if epochs == 90 else {epochs}:
-            digests = claim_page._digests(claim, record, asked)
+        for epochs_option in {None, epochs} if epochs == 90 else {epochs}:
+            digests = claim_page._digests(claim, record, epochs_option)
             arms = [arm | {"digest": digests[arm["name"]]} for arm in record["arms"]]
-            assert claim_page._at_commit(claim, record | {"arms": arms}) == "", (base, epochs, asked)
+            assert claim_page._at_commit(claim, record | {"arms": arms}) == "", (base, epochs, epochs_option)
     for more in ({"base": "gone"}, {"set": ["nosuch=1"]}, {"set": ["fc8.reads=own"]}, {"arms": record["arms"]}):
         assert claim_page._at_commit(claim, record | {"arms": arms} | more) == ", at commit abc", more
 
@@ -198,26 +198,26 @@ def test_the_tables_are_printed_unless_they_are_to_be_written(place, capsys):
     write_record(record_of("difference", ["base", "no_lrn"], THREE), folder / "records")
     before = contents(folder)
     assert claims.main(words) == 0 and contents(folder) == before
-    printed, errors = capsys.readouterr()
+    output, errors = capsys.readouterr()
     assert errors == ""
     assert claims.main(["table", "--records", folder / "elsewhere"]) == 0
     assert "elsewhere: no such directory, so no claim was run" in capsys.readouterr().err
     assert claims.main([*words, "--write"]) == 0
     for name in before:
-        made = (folder / name).read_bytes().decode().partition(claim_page.BEGIN)[2].partition(claim_page.END)[0]
-        assert len(made) > 1000 and made.replace("](records/", "](").strip() in printed.replace(
+        table = (folder / name).read_bytes().decode().partition(claim_page.BEGIN)[2].partition(claim_page.END)[0]
+        assert len(table) > 1000 and table.replace("](records/", "](").strip() in output.replace(
             f"]({os.path.relpath(folder / 'records', claim_page.DETAILS.parent)}/", "]("
         ).replace("](docs/claims.md#", "](claims.md#")
 
 
 def test_another_folder_of_records_never_becomes_the_checkouts_tables(place):
     folder, words = place
-    for left_out in ("--readme", "--details", None):
-        some = [word for at, word in enumerate(words) if left_out not in (word, words[at - 1])]
-        if left_out:
+    for option in ("--readme", "--details", None):
+        rest = [word for index, word in enumerate(words) if option not in (word, words[index - 1])]
+        if option:
             with pytest.raises(UserError, match=f"^--records {folder / 'records'}: .*name others with --readme FILE"):
-                claims.main([*some, "--write"])
-        assert claims.main(some) == 0
+                claims.main([*rest, "--write"])
+        assert claims.main(rest) == 0
 
 
 @every("failing", ["README.md.partial", "claims.md.partial"])
@@ -243,13 +243,13 @@ def test_pages_are_utf_8_in_a_locale_that_knows_ascii_alone(place):
     for name in contents(folder):
         (folder / name).write_text(f"Zoë ± 1\n{claim_page.BEGIN}\n{claim_page.END}\n", encoding="utf-8")
     (folder / "records").mkdir()
-    plain = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    environment = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     code = (
         "import sys; from alexnet_mp import claims; from alexnet_mp.system.errors import run_command; "
         "run_command(lambda: claims.main([*sys.argv[1:], '--write']) or claims.main(sys.argv[1:]))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, env=plain)
-    assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr.decode(errors="replace")
+    process = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, env=environment)
+    assert process.returncode == 0 and process.stdout and not process.stderr, process.stderr.decode(errors="replace")
     for content in contents(folder).values():
         assert content.decode().startswith("Zoë ± 1\n") and len(content) > 1000
     (folder / "README.md").write_bytes("Zoë".encode("latin-1"))
@@ -261,10 +261,10 @@ def test_the_readmes_claims_are_the_papers_main_ones():
     """Few enough to be read, in the paper's order, at least one of every section that says what matters."""
     sections = {claim.id: claim.section for claim in CLAIMS}
     assert len(claim_page.MAIN) == len(set(claim_page.MAIN)) <= 15
-    shown = [sections[id] for id in claim_page.MAIN]
+    main_sections = [sections[id] for id in claim_page.MAIN]
     for section in ("3.1", "3.2", "3.3", "3.4", "4.1", "4.2", "6, table 1", "6, table 2", "6.1", "1, 7"):
-        assert section in shown
-    numbers = [float(section.split(",")[0]) for section in shown[:-1]]
+        assert section in main_sections
+    numbers = [float(section.split(",")[0]) for section in main_sections[:-1]]
     assert numbers == sorted(numbers)
 
 
@@ -293,10 +293,10 @@ def test_a_damaged_record_is_left_alone(tmp_path, capsys):
 
 def test_differences_of_recipes_that_lack_layers():
     recipe = PRESETS["paper"]()
-    sixth = ablations.sixth_conv(recipe)
-    changed = differences(recipe, sixth)
-    assert changed.pop("conv6")[0] is None and not changed
-    assert differences(sixth, recipe)["conv6"][1] is None
+    sixth_conv = ablations.sixth_conv(recipe)
+    changes = differences(recipe, sixth_conv)
+    assert changes.pop("conv6")[0] is None and not changes
+    assert differences(sixth_conv, recipe)["conv6"][1] is None
     assert differences(recipe, ablations.no_links(recipe)) == {
         "conv2.maps": [128, 160],
         "conv3.reads": ["both", "own"],

@@ -24,14 +24,14 @@ def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys)
     (base,) = (path for path in tmp_path.iterdir() if (path / "run.json").exists())
     metrics = base / "metrics.jsonl"  # and so do the steps, or the run was held meanwhile
     metrics.write_text(re.sub(r'"images_per_second": [0-9.e-]+', '"images_per_second": 0.001', metrics.read_text()))
-    monkeypatch.setattr(arm_runs, "train", lambda asked: pytest.fail("it was started"))
+    monkeypatch.setattr(arm_runs, "train", lambda options: pytest.fail("it was started"))
     run("all", data, tmp_path, "--budget", "5m")
-    all_said = capsys.readouterr().out.splitlines()
-    said = [line for line in all_said if line.startswith("==")]
-    assert said[0].startswith("== specialisation: not started, ") and said[1].startswith("== views: 1 of 3 seeds")
-    assert sum("not started" in line for line in said) == len(said) - 1
-    before = next(line for line in all_said if re.search("claims, .* runs, .* for what is left of them", line))
-    assert all_said.index(before) < all_said.index(said[0])
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line for line in lines if line.startswith("==")]
+    assert titles[0].startswith("== specialisation: not started, ") and titles[1].startswith("== views: 1 of 3 seeds")
+    assert sum("not started" in line for line in titles) == len(titles) - 1
+    before = next(line for line in lines if re.search("claims, .* runs, .* for what is left of them", line))
+    assert lines.index(before) < lines.index(titles[0])
     run("all", data, tmp_path, "--seeds", "2", "--budget", "5m")  # no claim with fewer seeds than were asked for
     assert all("not started" in line for line in capsys.readouterr().out.splitlines() if line.startswith("=="))
     run("lrn", data, tmp_path, "--budget", "5m", status=1)
@@ -40,50 +40,50 @@ def test_nothing_is_started_that_cannot_end(data, tmp_path, monkeypatch, capsys)
 
 def test_a_run_that_was_held_does_not_make_the_others_long(data, tmp_path):
     run("views", data, tmp_path, "--seeds", "1")
-    asked = claims._parser().parse_args(
+    options = claims._parser().parse_args(
         ["run", "views", "--data", str(data), "--out", str(tmp_path), "--records", str(tmp_path / "none"), *MINI]
     )
-    (again,) = plan.turns(BY_ID["views"], asked, 1)[0][0]
-    asked.first_seed = 6
-    assert [run.seed for runs, _ in plan.turns(BY_ID["views"], asked, 2) for run in runs] == [6, 7]
-    asked.first_seed = 0
-    usual, held = Forecast(asked), Forecast(asked)
-    usual.learn(again)
+    (again,) = plan.turns(BY_ID["views"], options, 1)[0][0]
+    options.first_seed = 6
+    assert [run.seed for runs, _ in plan.turns(BY_ID["views"], options, 2) for run in runs] == [6, 7]
+    options.first_seed = 0
+    before, after = Forecast(options), Forecast(options)
+    before.learn(again)
     (notes,) = tmp_path.glob("*.result.json")
     notes.write_text(json.dumps(json.loads(notes.read_text()) | {"seconds": 1e6}))
-    held.learn(again)
+    after.learn(again)
     rates = sorted(line["images_per_second"] for line in read_metrics(again.directory) if line["kind"] == "train")
-    longest = time_budget.HELD / (3 * plan.operations(again) * rates[len(rates) // 2])
-    assert held.pace[again.preset] == pytest.approx(longest) and usual.pace[again.preset] <= longest * 1.000001
+    limit = time_budget.HELD / (3 * plan.operations(again) * rates[len(rates) // 2])
+    assert after.pace[again.preset] == pytest.approx(limit) and before.pace[again.preset] <= limit * 1.000001
 
 
 def test_an_unknown_machine_is_measured_first(data, tmp_path, monkeypatch, capsys):
     run("flips", data, tmp_path, "--seeds", "1", "--budget", "1s", "--set", "epochs=90", "--epochs", "100000", status=1)
     assert list(tmp_path.iterdir()) == []  # what was measured is gone, and nothing else was begun
-    said = capsys.readouterr().out
-    assert "to see how fast this machine is" in said and "not started: " in said
+    output = capsys.readouterr().out
+    assert "to see how fast this machine is" in output and "not started: " in output
 
 
 def test_another_machine_is_calibrated_anew(data, tmp_path, monkeypatch, capsys):
-    taken = steps_taken(monkeypatch)
+    step_seeds = steps_taken(monkeypatch)
     for _ in range(2):
         run("flips", data, tmp_path, "--budget", "1s", "--set", "epochs=90", "--epochs", "100000", status=1)
-    assert len(taken) == 8
+    assert len(step_seeds) == 8
 
 
 def test_a_claim_that_cannot_be_run_does_not_end_the_others(data, tmp_path, capsys, monkeypatch):
     for module in (claims, run_all):
         monkeypatch.setattr(module, "CLAIMS", [BY_ID["one-gpu"], BY_ID["flips"]])
-    first = {"name": "conv1", "kind": "conv", "maps": 2, "reads": "image", "then": ["relu"], "kernel": 11, "stride": 4}
+    conv1 = {"name": "conv1", "kind": "conv", "maps": 2, "reads": "image", "then": ["relu"], "kernel": 11, "stride": 4}
     layers = json.dumps(
-        [first, {"name": "fc8", "kind": "fc", "maps": None, "reads": "both", "then": [], "towers": "first"}]
+        [conv1, {"name": "fc8", "kind": "fc", "maps": None, "reads": "both", "then": [], "towers": "first"}]
     )
-    small = [word for word in MINI if not (word.startswith(("conv", "fc")))]
-    small = [word for index, word in enumerate(small) if word != "--set" or "=" in (small + [""])[index + 1]]
-    where = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
-    assert claims.main(["run", "all", *where, *small, "--seeds", "1", "--set", f"layers={layers}"]) == 1
-    said = capsys.readouterr().out
-    assert "== one-gpu: not run: the recipe has no layer" in said and "not run: one-gpu" in said
+    words = [word for word in MINI if not (word.startswith(("conv", "fc")))]
+    words = [word for index, word in enumerate(words) if word != "--set" or "=" in (words + [""])[index + 1]]
+    paths = ["--data", data, "--out", tmp_path, "--records", tmp_path / "records"]
+    assert claims.main(["run", "all", *paths, *words, "--seeds", "1", "--set", f"layers={layers}"]) == 1
+    output = capsys.readouterr().out
+    assert "== one-gpu: not run: the recipe has no layer" in output and "not run: one-gpu" in output
     assert set(read_records(tmp_path / "records")) == {"flips"}
 
 
@@ -95,7 +95,7 @@ def test_a_budget_that_is_spent_before_the_pace_is_known(data, tmp_path, monkeyp
 
 
 def test_a_signal_while_the_machine_is_measured_stops_all_claims(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(arm_runs, "train", lambda asked: True)
+    monkeypatch.setattr(arm_runs, "train", lambda options: True)
     run("all", data, tmp_path, "--seeds", "1", "--budget", "5m", status=130)
     assert capsys.readouterr().out.endswith("stopped; the same command goes on\n")
 
@@ -107,9 +107,9 @@ def test_a_pace_that_nothing_tells_ends_no_other_claim(data, tmp_path, monkeypat
     monkeypatch.setattr(Forecast, "total", diverges)
     monkeypatch.setattr(run_all, "CLAIMS", [BY_ID["flips"], BY_ID["crops"]])
     run("all", data, tmp_path, "--seeds", "1", "--budget", "5m", status=1)
-    said = capsys.readouterr().out
-    assert "2 claims, 3 runs, how long is not known: it diverges; " in said
-    assert "== flips: not run: it diverges\n== crops: not run: it diverges\n" in said
+    output = capsys.readouterr().out
+    assert "2 claims, 3 runs, how long is not known: it diverges; " in output
+    assert "== flips: not run: it diverges\n== crops: not run: it diverges\n" in output
 
 
 def test_pictures_that_no_claim_can_take_are_refused(data, tmp_path, capsys, monkeypatch):
@@ -120,10 +120,10 @@ def test_pictures_that_no_claim_can_take_are_refused(data, tmp_path, capsys, mon
 
 
 def test_a_record_has_the_command_of_its_claim_alone():
-    typed = ["run", "--data", "all", "all", "--budget", "2h", "--seeds=3", "--base", "desk"]
-    alone = run_all._as_one(BY_ID["lrn"], Namespace(typed=typed, claim="all"), 2)
-    assert alone.typed == ["run", "--data", "all", "lrn", "--base", "desk", "--seeds", "2"] and alone.claim == "all"
-    assert typed[3] == "all"
-    typed = ["run", "--budget=2h", "all", "--note", "all", "--data=x"]
-    alone = run_all._as_one(BY_ID["lrn"], Namespace(typed=typed, claim="all"), 1)
-    assert alone.typed == ["run", "lrn", "--note", "all", "--data=x", "--seeds", "1"]
+    words = ["run", "--data", "all", "all", "--budget", "2h", "--seeds=3", "--base", "desk"]
+    options = run_all._as_one(BY_ID["lrn"], Namespace(typed=words, claim="all"), 2)
+    assert options.typed == ["run", "--data", "all", "lrn", "--base", "desk", "--seeds", "2"] and options.claim == "all"
+    assert words[3] == "all"
+    words = ["run", "--budget=2h", "all", "--note", "all", "--data=x"]
+    options = run_all._as_one(BY_ID["lrn"], Namespace(typed=words, claim="all"), 1)
+    assert options.typed == ["run", "lrn", "--note", "all", "--data=x", "--seeds", "1"]

@@ -40,44 +40,44 @@ def network(dtype=torch.float32):
 
 def arrays_of(of_2012=False):
     """{name: array} of a network in the layout of cuda-convnet, written down by hand: row by row, output by output."""
-    made, found = network(), {}
-    for tower, letter in zip(made.towers, "ab"):
+    model, by_name = network(), {}
+    for tower, letter in zip(model.towers, "ab"):
         for name, layer in tower.named_children():
-            whole = layer.weight.detach().numpy()
+            weights = layer.weight.detach().numpy()
             stem = {"fc6": "fc2048", "fc7": "fc2048b", "fc8": "fc1000"}.get(name, name) if of_2012 else name
             stem += "" if name == "fc8" else letter
             if name == "local2":  # (maps, H, W, C, k, k): position after position
-                maps, height, width, channels, k, _ = whole.shape
+                maps, height, width, channels, k, _ = weights.shape
                 rows = [
-                    whole[:, y, x, c, i, j]
+                    weights[:, y, x, c, i, j]
                     for y in range(height)
                     for x in range(width)
                     for c in range(channels)
                     for i in range(k)
                     for j in range(k)
                 ]
-            elif whole.ndim == 4:
-                _, channels, k, _ = whole.shape
-                rows = [whole[:, c, i, j] for c in range(channels) for i in range(k) for j in range(k)]
+            elif weights.ndim == 4:
+                _, channels, k, _ = weights.shape
+                rows = [weights[:, c, i, j] for c in range(channels) for i in range(k) for j in range(k)]
             else:
-                rows = [whole[:, number] for number in range(whole.shape[1])]
+                rows = [weights[:, number] for number in range(weights.shape[1])]
             matrix = np.stack(rows)
             if of_2012 and name in ("conv2", "fc7"):
-                half = len(matrix) // 2
-                found |= {f"{stem}.weights.0": matrix[:half], f"{stem}.weights.1": matrix[half:]}
+                middle = len(matrix) // 2
+                by_name |= {f"{stem}.weights.0": matrix[:middle], f"{stem}.weights.1": matrix[middle:]}
             else:
-                found[f"{stem}.weights"] = matrix
-            found[f"{stem}.biases"] = layer.bias.detach().numpy().reshape(1, -1)
-    return found
+                by_name[f"{stem}.weights"] = matrix
+            by_name[f"{stem}.biases"] = layer.bias.detach().numpy().reshape(1, -1)
+    return by_name
 
 
-def written(place, found, kind):
+def written(place, by_name, kind):
     """A folder or an archive of arrays. Returns its path."""
     if kind == "npz":
-        np.savez_compressed(place / "net.npz", **found)
+        np.savez_compressed(place / "net.npz", **by_name)
         return place / "net.npz"
     (place / "net").mkdir()
-    for number, (name, array) in enumerate(found.items()):
+    for number, (name, array) in enumerate(by_name.items()):
         if kind == "txt" or kind == "both" and number % 2:
             np.savetxt(place / "net" / f"{name}.txt", array, fmt="%.9g")
         else:
@@ -98,26 +98,26 @@ def same_weights(run):
 @every("of_2012", [False, True])
 def test_arrays_by_layer_are_the_network(of_2012, kind, tmp_path, capsys):
     """Bit by bit, of convolutions, local layers and products, in one matrix or one for each input."""
-    made = written(tmp_path, arrays_of(of_2012), kind)
-    convert.main([str(made), str(tmp_path / "out"), *PATCH, *SET])
+    path = written(tmp_path, arrays_of(of_2012), kind)
+    convert.main([str(path), str(tmp_path / "out"), *PATCH, *SET])
     same_weights(tmp_path / "out")
-    tested, found = load_run(tmp_path / "out", "cpu", "reference")
+    model, training = load_run(tmp_path / "out", "cpu", "reference")
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(tested(images, images), network().eval()(images, images))
-    assert found.classes == ["class 0", "class 1", "class 2", "class 3"]
-    assert found.statistics.mean[7, 9].tolist() == [120, 110, 100.5] and not found.statistics.eigenvalues.any()
+        assert torch.equal(model(images, images), network().eval()(images, images))
+    assert training.classes == ["class 0", "class 1", "class 2", "class 3"]
+    assert training.statistics.mean[7, 9].tolist() == [120, 110, 100.5] and not training.statistics.eigenvalues.any()
 
 
 def in_archive(change):
     """A change of the entries of an archive: (name, bytes, compression)."""
 
-    def spoil(place, made):
-        with zipfile.ZipFile(made) as old, zipfile.ZipFile(place / "new.npz", "w") as new:
+    def spoil(place, path):
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(place / "new.npz", "w") as new:
             for name in old.namelist():
-                content, how = change(name, old.read(name))
-                new.writestr(name, content, how)
-        (place / "new.npz").rename(made)
+                content, compression = change(name, old.read(name))
+                new.writestr(name, content, compression)
+        (place / "new.npz").rename(path)
 
     return spoil
 
@@ -152,25 +152,25 @@ def npy(dtype, shape, fortran=False):
         ("txt", "conv1a.weights.txt", b"1" * 9999, "conv1a.weights: a line has more than"),
         ("npz", None, in_archive(lambda name, content: (content + b"x", zipfile.ZIP_STORED)), "bytes, its header says"),
         ("npz", None, in_archive(lambda name, content: (content, zipfile.ZIP_LZMA)), "compressed in another way"),
-        ("npz", None, lambda place, made: made.write_bytes(made.read_bytes()[:-9]), "net.npz: "),
-        ("npz", None, lambda place, made: made.write_bytes(b"PK"), "net.npz: "),
+        ("npz", None, lambda place, path: path.write_bytes(path.read_bytes()[:-9]), "net.npz: "),
+        ("npz", None, lambda place, path: path.write_bytes(b"PK"), "net.npz: "),
     ],
 )  # fmt: skip
 def test_wrong_arrays_are_refused_by_name(kind, name, content, words, tmp_path):
-    made = written(tmp_path, arrays_of(), kind)
+    path = written(tmp_path, arrays_of(), kind)
     if name is None:
-        content(tmp_path, made)
+        content(tmp_path, path)
     elif content is None:
-        (made / name).unlink()
+        (path / name).unlink()
     else:
-        (made / name).write_bytes(content)
-    refused(tmp_path, made, words)
+        (path / name).write_bytes(content)
+    refused(tmp_path, path, words)
 
 
-def refused(place, made, words, *options):
-    with pytest.raises(UserError) as raised:
-        convert.main([str(made), str(place / "out"), *PATCH, *SET, *options])
-    assert words in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 800, raised.value
+def refused(place, path, words, *options):
+    with pytest.raises(UserError) as error:
+        convert.main([str(path), str(place / "out"), *PATCH, *SET, *options])
+    assert words in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 800, error.value
     assert not (place / "out").exists() and not list(place.glob("out*"))
 
 
@@ -203,11 +203,11 @@ def test_merged_tensors_from_anywhere(tmp_path):
     convert.main([str(cache / "all.safetensors"), str(tmp_path / "out4"), "--recipe", "mini", *SET])
     same_weights(tmp_path / "out4")
     for dtype in (torch.bfloat16, torch.float16):
-        half = {name: tensor.to(dtype) for name, tensor in state.items()}
-        save_file(half, tmp_path / f"{dtype}.safetensors")
+        half_state = {name: tensor.to(dtype) for name, tensor in state.items()}
+        save_file(half_state, tmp_path / f"{dtype}.safetensors")
         convert.main([str(tmp_path / f"{dtype}.safetensors"), str(tmp_path / str(dtype)), *PATCH, *SET])
         _, weights = newest_weights(tmp_path / str(dtype))
-        assert all(torch.equal(weights[name], half[name].float()) for name in names)
+        assert all(torch.equal(weights[name], half_state[name].float()) for name in names)
 
 
 @every(
@@ -250,9 +250,9 @@ def test_wrong_tensors_are_refused_by_name(change, words, tmp_path):
     if change == "ending":
         folder = (folder / "1.safetensors").rename(tmp_path / "net.pth")
     if change in ("recipe", "mean"):
-        given = {"recipe": ["--mean", "1,2,3"], "mean": ["--recipe", "mini"]}[change]
+        options = {"recipe": ["--mean", "1,2,3"], "mean": ["--recipe", "mini"]}[change]
         with pytest.raises(UserError, match=words):
-            convert.main([str(folder), str(tmp_path / "out"), *given, *SET])
+            convert.main([str(folder), str(tmp_path / "out"), *options, *SET])
         return
     refused(tmp_path, tmp_path / "gone" if change == "gone" else folder, words)
 
@@ -279,9 +279,9 @@ def test_mean_images(tmp_path):
         ("1,2,300", "no grey levels"),
         ("mean.txt", "three grey levels"),
     ):
-        with pytest.raises((UserError, ValueError)) as raised:
+        with pytest.raises((UserError, ValueError)) as refusal:
             mean_image.read_mean(tmp_path / name if "." in name else name, 41 if name == "mean.npy" else 40)
-        assert words in str(raised.value), name
+        assert words in str(refusal.value), name
 
 
 def test_lists_of_classes(tmp_path):
@@ -315,8 +315,8 @@ def test_an_archive_that_lies_allocates_nothing(tmp_path):
             entry.write(npy("<f8", "(524288, 16)"))
             for _ in range(64):
                 entry.write(bytes(1 << 20))
-    found = arrays.Arrays(tmp_path / "net.npz")
+    reader = arrays.Arrays(tmp_path / "net.npz")
     for name in "xy":
         with pytest.raises(ValueError, match=r"and \(8, 8\) is needed"):
-            found.read(name, (8, 8))
-    found.close()
+            reader.read(name, (8, 8))
+    reader.close()

@@ -50,19 +50,19 @@ def converted(folder, content, *options, mean=True, synsets=True):
 def test_a_network_gives_what_caffes_layers_give(old, pools_first, tmp_path):
     """Both formats, both networks, each of our two forms, float64 and float32; and float32 is as good as torch's."""
     blobs = made_blobs()
-    network, found = load_run(converted(tmp_path, caffemodel(blobs, pools_first, old)), "cpu")
+    network, training = load_run(converted(tmp_path, caffemodel(blobs, pools_first, old)), "cpu")
     assert network.recipe.name == ("caffenet" if pools_first else "caffe_alexnet") and network.recipe.lrn_crosses
-    exact = caffe_logits(blobs, images().flip(1), pools_first, torch.float64)
-    plain = caffe_logits(blobs, images().flip(1), pools_first, torch.float32)
+    target = caffe_logits(blobs, images().flip(1), pools_first, torch.float64)
+    caffes = caffe_logits(blobs, images().flip(1), pools_first, torch.float32)
     with torch.no_grad():
-        single = network(*[images().float()] * 2)
-        assert (single - exact).abs().max() <= 2 * (plain - exact).abs().max() + 1e-6 * exact.abs().max()
+        logits = network(*[images().float()] * 2)
+        assert (logits - target).abs().max() <= 2 * (caffes - target).abs().max() + 1e-6 * target.abs().max()
         network.double()
         for answer in (network(*[images()] * 2), network.merge()(images())):
-            torch.testing.assert_close(answer, exact, rtol=1e-10, atol=1e-9)
-        assert (plain.argmax(1) == single.argmax(1)).all()
-    assert np.array_equal(found.statistics.mean, mean_image().astype(np.float64))
-    assert found.classes[3] == "n00000003" and class_words(tmp_path / "out", found.classes)[3] == "word 3, other"
+            torch.testing.assert_close(answer, target, rtol=1e-10, atol=1e-9)
+        assert (caffes.argmax(1) == logits.argmax(1)).all()
+    assert np.array_equal(training.statistics.mean, mean_image().astype(np.float64))
+    assert training.classes[3] == "n00000003" and class_words(tmp_path / "out", training.classes)[3] == "word 3, other"
 
 
 def test_weights_are_caffes_bits(tmp_path):
@@ -90,14 +90,18 @@ def test_the_full_network_gives_what_caffes_layers_give(tmp_path):
     blobs = made_blobs(1000, shapes)
     (tmp_path / "net.caffemodel").write_bytes(caffemodel(blobs, old=True))
     convert.main([str(tmp_path / "net.caffemodel"), str(tmp_path / "out"), "--mean", "123,117,104"])
-    network, found = load_run(tmp_path / "out", "cpu")
-    given = images(2, 227)
-    exact = caffe_logits(blobs, given.flip(1), False, torch.float64)
+    network, training = load_run(tmp_path / "out", "cpu")
+    batch = images(2, 227)
+    expected = caffe_logits(blobs, batch.flip(1), False, torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(network.double()(given, given), exact, rtol=1e-10, atol=1e-9)
-    assert found.statistics.mean.shape == (256, 256, 3) and found.statistics.mean[0, 0].tolist() == [123, 117, 104]
-    told = border_difference(network.float(), [given.float()] * 2)
-    assert [layer.maps for layer in told.layers] == [(46, 47, 48, 49), (126, 127, 128, 129)]
+        torch.testing.assert_close(network.double()(batch, batch), expected, rtol=1e-10, atol=1e-9)
+    assert training.statistics.mean.shape == (256, 256, 3) and training.statistics.mean[0, 0].tolist() == [
+        123,
+        117,
+        104,
+    ]
+    difference = border_difference(network.float(), [batch.float()] * 2)
+    assert [layer.maps for layer in difference.layers] == [(46, 47, 48, 49), (126, 127, 128, 129)]
 
 
 @every(
@@ -126,9 +130,9 @@ def test_the_full_network_gives_what_caffes_layers_give(tmp_path):
 def test_what_is_no_such_network_is_refused_by_name(content, words, tmp_path):
     if words == "no weights":
         content = content.replace(b"\x03fc8", b"\x03fc9")
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as refusal:
         converted(tmp_path, content)
-    assert words in str(raised.value) and "\n" not in str(raised.value) and not (tmp_path / "out").exists()
+    assert words in str(refusal.value) and "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
 
 
 def test_the_blobs_that_caffe_may_write():
@@ -160,9 +164,9 @@ def test_a_step_of_the_recipes_is_caffes():
     fc7 = next(layer for layer in recipe.layers if layer.name == "fc7")
     ours = torch.tensor([[0.6, -0.2]], dtype=torch.float64, requires_grad=True)
     caffes = torch.tensor([[0.3, -0.1]], dtype=torch.float64, requires_grad=True)
-    seen, kept = torch.tensor([[1.5, 2.5]], dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    (F.linear(seen * kept, ours) ** 2).sum().backward()
-    (F.linear(seen * kept * 2, caffes) ** 2).sum().backward()
+    inputs, mask = torch.tensor([[1.5, 2.5]], dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    (F.linear(inputs * mask, ours) ** 2).sum().backward()
+    (F.linear(inputs * mask * 2, caffes) ** 2).sum().backward()
     rate = fc7.rate * recipe.learning_rate
     step = -fc7.weight_decay * rate * ours - rate * ours.grad
     theirs = -recipe.weight_decay * recipe.learning_rate * caffes - recipe.learning_rate * caffes.grad
@@ -174,23 +178,25 @@ def test_normalisation_crosses_the_border_only_where_the_recipe_says_so(name):
     """Two towers on one device are the merged network, with gradients; the border changes two maps to each side."""
     recipe = override(PRESETS[name](), [*SMALL, "fc6.init_std=0.1", "fc7.init_std=0.1", "conv2.init_bias=20.0"])
     network = TwoTowerAlexNet(recipe, ("cpu", "cpu"), 10, "reference").double().eval()
-    merged, given = network.merge(), images(2)
-    network(given, given).sum().backward()
-    merged(given).sum().backward()
-    torch.testing.assert_close(network(given, given), merged(given), rtol=1e-12, atol=1e-12)
-    found = network.merged({name: [part.grad for part in parts] for name, parts in network.layer_parameters().items()})
-    for part, parameter in merged.named_parameters():
-        torch.testing.assert_close(found[part], parameter.grad, rtol=1e-9, atol=1e-12)
-    told = border_difference(network, [given, given])
-    assert [(layer.layer, layer.maps, layer.of) for layer in told.layers] == [
+    model, batch = network.merge(), images(2)
+    network(batch, batch).sum().backward()
+    model(batch).sum().backward()
+    torch.testing.assert_close(network(batch, batch), model(batch), rtol=1e-12, atol=1e-12)
+    gradients = network.merged(
+        {name: [part.grad for part in parts] for name, parts in network.layer_parameters().items()}
+    )
+    for part, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[part], parameter.grad, rtol=1e-9, atol=1e-12)
+    difference = border_difference(network, [batch, batch])
+    assert [(layer.layer, layer.maps, layer.of) for layer in difference.layers] == [
         ("conv1", (2, 3, 4, 5), 8),
         ("conv2", (4, 5, 6, 7), 12),
     ]
-    stopped = MergedAlexNet(dataclasses.replace(recipe, lrn_crosses=False), "cpu", 10, "reference").double().eval()
-    stopped.load_state_dict(merged.state_dict())
-    assert told.logits == (stopped(given) - merged(given)).abs().max().item() > 0
-    assert all(0 < layer.mean and 0 < layer.largest <= 1 for layer in told.layers) and told.pictures == 2
-    torch.testing.assert_close(network(given, given), merged(given), rtol=1e-12, atol=1e-12)  # it has changed nothing
+    other = MergedAlexNet(dataclasses.replace(recipe, lrn_crosses=False), "cpu", 10, "reference").double().eval()
+    other.load_state_dict(model.state_dict())
+    assert difference.logits == (other(batch) - model(batch)).abs().max().item() > 0
+    assert all(0 < layer.mean and 0 < layer.largest <= 1 for layer in difference.layers) and difference.pictures == 2
+    torch.testing.assert_close(network(batch, batch), model(batch), rtol=1e-12, atol=1e-12)  # it has changed nothing
     with pytest.raises(ValueError, match="lrn_crosses"):
         TwoTowerAlexNet(recipe, ("cpu", "meta"), 10, "reference")
     with pytest.raises(UserError, match="lrn_crosses"):
@@ -200,8 +206,8 @@ def test_normalisation_crosses_the_border_only_where_the_recipe_says_so(name):
 def test_what_a_run_says_of_it(tmp_path, capsys):
     """run.json has the field only where it is true: what was stored before there was one is read as it is."""
     out = converted(tmp_path, caffemodel(made_blobs()), synsets=False)
-    said = capsys.readouterr().out
-    assert "they are numbered" in said and "fc7, fc8 times 2" in said and "recipe caffe_alexnet" in said
+    output = capsys.readouterr().out
+    assert "they are numbered" in output and "fc7, fc8 times 2" in output and "recipe caffe_alexnet" in output
     run = json.loads((out / "run.json").read_text())
     assert run["recipe"]["lrn_crosses"] is True and run["converted"]["from"].startswith("net.caffemodel")
     assert (run["overlap"], run["pairs"], run["microbatch"], run["self_check"]) == (None, 1, None, None)

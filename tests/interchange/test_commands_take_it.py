@@ -38,21 +38,21 @@ def run(tmp_path_factory):
 @pytest.mark.run
 def test_every_command_takes_a_converted_network(run, data, tmp_path, capsys):  # noqa: F811
     data = str(data)
-    few = ["--gpus", "cpu", "--workers", "0", "--pipeline", "torch"]
-    assert evaluate.main([run, "--data", data, *few]) == 0
+    options = ["--gpus", "cpu", "--workers", "0", "--pipeline", "torch"]
+    assert evaluate.main([run, "--data", data, *options]) == 0
     assert "val, ten views" in capsys.readouterr().out
     assert checkpoint.main([run]) == 0
     assert "whole, epoch 0" in capsys.readouterr().out
     picture = tmp_path / "picture.ppm"
     picture.write_bytes(b"P6 50 44 255\n" + bytes(range(220)) * 30)
     assert predict.main([run, str(picture), "--gpus", "cpu"]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in ("apple", "leaf", "sky"))
-    assert retrieve.main(["index", run, "--data", data, "--out", str(tmp_path / "index"), *few]) == 0
-    begun = [*TINY, "--data", data, "--out", str(tmp_path / "begun"), "--init", run, "--steps", "1"]
-    assert train.main([*begun, "--set", "learning_rate=0", "--set", "bias_learning_rate=0"]) == 0
-    taken, before = load_weights(newest(tmp_path / "begun")), load_weights(newest(run))
-    assert all(torch.equal(taken[name], before[name]) for name in before if not name.startswith("fc8"))
+    output = capsys.readouterr().out
+    assert all(name in output for name in ("apple", "leaf", "sky"))
+    assert retrieve.main(["index", run, "--data", data, "--out", str(tmp_path / "index"), *options]) == 0
+    arguments = [*TINY, "--data", data, "--out", str(tmp_path / "begun"), "--init", run, "--steps", "1"]
+    assert train.main([*arguments, "--set", "learning_rate=0", "--set", "bias_learning_rate=0"]) == 0
+    weights, before = load_weights(newest(tmp_path / "begun")), load_weights(newest(run))
+    assert all(torch.equal(weights[name], before[name]) for name in before if not name.startswith("fc8"))
 
 
 @every(
@@ -75,9 +75,9 @@ def test_every_command_takes_a_converted_network(run, data, tmp_path, capsys):  
     ],
 )
 def test_what_cannot_be_done_with_it_is_said(run, main, arguments, words):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as refusal:
         main([run if argument == "RUN" else argument for argument in arguments])
-    assert words.replace("RUN:", f"{run}:") in str(raised.value) and "\n" not in str(raised.value), raised.value
+    assert words.replace("RUN:", f"{run}:") in str(refusal.value) and "\n" not in str(refusal.value), refusal.value
 
 
 def test_who_names_something_else_as_a_run_hears_what_to_type(run, tmp_path, capsys):
@@ -88,7 +88,7 @@ def test_who_names_something_else_as_a_run_hears_what_to_type(run, tmp_path, cap
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "statistics.safetensors").touch()
     of_weights = r": {} has weights from elsewhere, of which \S+ -m alexnet_mp.convert {} OUT makes a run$"
-    given = {
+    patterns = {
         tmp_path / "hub": of_weights.format("model.safetensors", tmp_path / "hub"),
         tmp_path / "hub" / "model.safetensors": of_weights.format("model.safetensors", ".*/hub/model.safetensors"),
         tmp_path / "caffe.caffemodel": of_weights.format("caffe.caffemodel", ".*caffe.caffemodel"),
@@ -96,9 +96,9 @@ def test_who_names_something_else_as_a_run_hears_what_to_type(run, tmp_path, cap
         tmp_path / "data": r": cannot read \S+data/run.json: No such file or directory$",
     }
     commands = {evaluate.main: (), predict.main: ("x.png",), report.main: (), export.main: ("--to", "hub", "out")}
-    for place, words in given.items():
-        for main, more in (commands | {retrieve.main: (), compare.main: (run,)}).items():
-            arguments = ["index", str(place)] if main is retrieve.main else [str(place), *more]
+    for place, words in patterns.items():
+        for main, extras in (commands | {retrieve.main: (), compare.main: (run,)}).items():
+            arguments = ["index", str(place)] if main is retrieve.main else [str(place), *extras]
             with pytest.raises(UserError, match=f"is not a run directory{words}"):
                 main(arguments)
 

@@ -123,20 +123,20 @@ def test_every_format_is_the_network(name, tmp_path, capsys):
     pictures = np.random.default_rng(3).integers(0, 256, (3, side, side, 3), np.uint8)
     expected = logits_of(network, mean, pictures)
     assert expected.std(0).min() > 1e-3  # the pictures matter
-    formats, written = {"torch": [], "onnx": [], "hub": []}, ["run"]
+    formats, names = {"torch": [], "onnx": [], "hub": []}, ["run"]
     if name in PROGRAMS:
         formats["torch.export"] = PROGRAMS[name]
     for to, more in formats.items():
         out = tmp_path / f"{to}{exporting.ENDINGS.get(to, '')}"
         assert export.main([str(place), "--to", to, str(out), "--gpus", "cpu", *more]) == 0
-        said = capsys.readouterr().out
-        assert "on 10 pictures its logits differ from ours by" in said and "; 0 have another" in said
-        for some in (pictures, pictures[:1]):
+        output = capsys.readouterr().out
+        assert "on 10 pictures its logits differ from ours by" in output and "; 0 have another" in output
+        for part in (pictures, pictures[:1]):
             torch.testing.assert_close(
-                answers(to, out, some).double(), expected[: len(some)], rtol=0, atol=2e-5 * expected.abs().max().item()
+                answers(to, out, part).double(), expected[: len(part)], rtol=0, atol=2e-5 * expected.abs().max().item()
             )
-        written.append(out.name)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)
+        names.append(out.name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
 def test_a_folder_for_the_hub_comes_back_as_a_run(tmp_path, capsys):
@@ -144,26 +144,26 @@ def test_a_folder_for_the_hub_comes_back_as_a_run(tmp_path, capsys):
     place, _, _ = made_run(tmp_path / "run", RECIPES["two towers, ceil mode"], words=["cat", "dog", "sky"])
     export.main([str(place), "--to", "hub", str(tmp_path / "hub"), "--gpus", "cpu"])
     assert alexnet_mp.from_pretrained(tmp_path / "hub").class_names == ("cat", "dog", "sky")
-    cached = tmp_path / "cache"
-    cached.mkdir()
+    cache = tmp_path / "cache"
+    cache.mkdir()
     for number, path in enumerate((tmp_path / "hub").iterdir()):
         (tmp_path / f"blob{number}").write_bytes(path.read_bytes())
-        (cached / path.name).symlink_to(tmp_path / f"blob{number}")
-    for number, source in enumerate((cached, cached / "model.safetensors")):
+        (cache / path.name).symlink_to(tmp_path / f"blob{number}")
+    for number, source in enumerate((cache, cache / "model.safetensors")):
         out = tmp_path / f"out{number}"
         assert convert.main([str(source), str(out)]) == 0
-        found, expected = trained(out, True), trained(place, True)
+        own, expected = trained(out, True), trained(place, True)
         assert read_run(out)["command"] == f"python -m alexnet_mp.convert {source} {out}"
-        assert found.recipe == expected.recipe and class_words(out, found.classes) == ["cat", "dog", "sky"]
-        assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.weights.items())
-        assert np.array_equal(found.statistics.mean, expected.statistics.mean)
+        assert own.recipe == expected.recipe and class_words(out, own.classes) == ["cat", "dog", "sky"]
+        assert all(torch.equal(own.weights[name], tensor) for name, tensor in expected.weights.items())
+        assert np.array_equal(own.statistics.mean, expected.statistics.mean)
     capsys.readouterr()
     other = ["--recipe", "paper", *(word for setting in TINY for word in ("--set", setting))]
     assert convert.main([str(tmp_path / "hub"), str(tmp_path / "other"), *other]) == 0
-    assert "recipe paper, as --recipe says; " in (said := capsys.readouterr().out)
-    assert f"{tmp_path}/hub/config.json says mini, and would be taken without --recipe\n" in said
-    found = trained(tmp_path / "other")
-    assert found.recipe.name == "paper" and class_words(tmp_path / "other", found.classes) == ["cat", "dog", "sky"]
+    assert "recipe paper, as --recipe says; " in (output := capsys.readouterr().out)
+    assert f"{tmp_path}/hub/config.json says mini, and would be taken without --recipe\n" in output
+    own = trained(tmp_path / "other")
+    assert own.recipe.name == "paper" and class_words(tmp_path / "other", own.classes) == ["cat", "dog", "sky"]
     with pytest.raises(UserError, match=r"run: it is a run, .* -m alexnet_mp.export \S+run --to hub FOLDER makes one$"):
         alexnet_mp.from_pretrained(place)
     for device in ("bogus", "cuda:99", torch.device("cuda", 99), None, "cpu:x", "meta"):
@@ -188,23 +188,23 @@ def test_what_is_written_can_be_read(run, tmp_path, monkeypatch, capsys):
     imports = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = {getattr(node, "module", None) or node.names[0].name for node in imports}
     assert modules == {"pathlib", "torch", "torch.nn.functional", "safetensors.torch"}
-    half = load_file(tmp_path / "torch" / "alexnet.safetensors")["fc8.weight"]
-    assert np.array_equal(2 * half, load_file(tmp_path / "hub" / "model.safetensors")["fc8.weight"])
+    weight = load_file(tmp_path / "torch" / "alexnet.safetensors")["fc8.weight"]
+    assert np.array_equal(2 * weight, load_file(tmp_path / "hub" / "model.safetensors")["fc8.weight"])
     export.main([str(place), "--to", "onnx", str(tmp_path / "a.onnx"), "--gpus", "cpu"])
     model = onnx.load(tmp_path / "a.onnx")
     (norm,) = [node for node in model.graph.node if node.op_type == "LRN"]
-    found = {each.name: onnx.helper.get_attribute_value(each) for each in norm.attribute}
-    assert found == {"alpha": pytest.approx(0.05), "beta": 0.75, "bias": 2.0, "size": 5}
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in norm.attribute}
+    assert attributes == {"alpha": pytest.approx(0.05), "beta": 0.75, "bias": 2.0, "size": 5}
     assert model.opset_import[0].version == 20 and model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
-    between = {
-        each.name: [side.dim_param or side.dim_value for side in each.type.tensor_type.shape.dim]
-        for each in model.graph.value_info
+    shapes = {
+        value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+        for value in model.graph.value_info
     }
-    inferred = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "a.onnx"), strict_mode=True)
-    assert between["image"] == ["N", 3, 32, 32] and len(between) == 10 and len(inferred.graph.value_info) > 10
-    about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
-    assert about["classes"] == ["class 0", "class 1", "class 2"]
-    assert about["input"] == "(N, 41, 41, 3) uint8, RGB: the shorter side rescaled to 41, the central square kept"
+    other = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "a.onnx"), strict_mode=True)
+    assert shapes["image"] == ["N", 3, 32, 32] and len(shapes) == 10 and len(other.graph.value_info) > 10
+    metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert metadata["classes"] == ["class 0", "class 1", "class 2"]
+    assert metadata["input"] == "(N, 41, 41, 3) uint8, RGB: the shorter side rescaled to 41, the central square kept"
     assert "(N, 41, 41, 3) uint8, RGB: shorter side 41, central square" in text
     network = torch.hub.load(str(ROOT), "from_pretrained", str(tmp_path / "hub"), source="local")
     assert network.classes == ("class 0", "class 1", "class 2") and not network.training
@@ -212,11 +212,11 @@ def test_what_is_written_can_be_read(run, tmp_path, monkeypatch, capsys):
         network(torch.zeros(1, 3, 41, 41))
     with pytest.raises(ValueError, match=r"are a ndarray; this network takes a tensor, torch.uint8"):
         network(np.zeros((1, 41, 41, 3), np.uint8))
-    told = subprocess.run([sys.executable, "-c", NOT_INSTALLED], cwd=tmp_path, capture_output=True, text=True)
-    first, needed = told.stdout.splitlines()
-    assert first.split() == ["mini", str(ROOT / "kernels" / "__init__.py")], told.stderr
+    process = subprocess.run([sys.executable, "-c", NOT_INSTALLED], cwd=tmp_path, capture_output=True, text=True)
+    first_line, packages = process.stdout.splitlines()
+    assert first_line.split() == ["mini", str(ROOT / "kernels" / "__init__.py")], process.stderr
     dependencies = runpy.run_path(str(ROOT / "hubconf.py"))["dependencies"]
-    assert {"torch", "mpmath"} < set(needed.split()) <= {"alexnet_mp", *dependencies}, needed
+    assert {"torch", "mpmath"} < set(packages.split()) <= {"alexnet_mp", *dependencies}, packages
     card = (tmp_path / "hub" / "README.md").read_text()
     for words in (
         "recipe mini, 3 classes",
@@ -309,15 +309,15 @@ def replaced(name, content):
 def test_a_folder_that_does_not_fit_is_one_line(run, spoil, words, tmp_path, monkeypatch):
     folder = tmp_path / "hub"
     export.main([str(run[0]), "--to", "hub", str(folder), "--gpus", "cpu"])
-    cached = tmp_path / "cache"
-    cached.mkdir()
+    cache = tmp_path / "cache"
+    cache.mkdir()
     for path in folder.iterdir():  # as the hub's cache has it
-        (cached / path.name).symlink_to(path)
-    alexnet_mp.from_pretrained(cached)
+        (cache / path.name).symlink_to(path)
+    alexnet_mp.from_pretrained(cache)
     spoil(folder, monkeypatch)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as refusal:
         alexnet_mp.from_pretrained(folder)
-    text = str(raised.value)
+    text = str(refusal.value)
     assert text.startswith(f"{folder}: ") and words in text and "\n" not in text and len(text) < 700, text
 
 
@@ -348,10 +348,10 @@ def other_weights(place, patch):
 
 
 def full_disk(place, patch):
-    whole = durable_files.write
+    original = durable_files.write
 
     def write(path, parts):
-        whole(path, [b"".join(parts)[:100]])
+        original(path, [b"".join(parts)[:100]])
         raise OSError(28, "No space left on device")
 
     patch.setattr(durable_files, "write", write)
@@ -387,11 +387,11 @@ def there(name, content=b"x"):
 
 def large_weights(place, patch):
     def load(run, *_, __load=exporting.load_run):
-        network, found = __load(run, "cpu")
+        network, training = __load(run, "cpu")
         state = network.merged_state()
         state["fc6.weight"][0, 0] = 1e5
         network.load_merged(state)
-        return network, found
+        return network, training
 
     patch.setattr(exporting, "load_run", load)
 
@@ -432,9 +432,9 @@ def test_what_cannot_be_written_leaves_nothing(run, to, out, spoil, words, tmp_p
     (spoil or (lambda *_: None))(tmp_path, monkeypatch)
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     place = str(run[0]) + out[3:] if out.startswith("RUN") else str(tmp_path / out) if out else ""
-    with pytest.raises(UserError if words else KeyboardInterrupt) as raised:
+    with pytest.raises(UserError if words else KeyboardInterrupt) as error:
         export.main([str(run[0]), place, "--to", *to.split(), "--gpus", "cpu"])
-    assert words is None or words in str(raised.value) and "\n" not in str(raised.value), raised.value
+    assert words is None or words in str(error.value) and "\n" not in str(error.value), error.value
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
@@ -445,54 +445,54 @@ def test_half_of_the_bytes(run, tmp_path):
     half, full = tmp_path / "half", tmp_path / "full"
     export.main([str(place), "--to", "hub", str(full), "--gpus", "cpu"])
     export.main([str(place), "--to", "hub", str(half), "--gpus", "cpu", "--half"])
-    exact, rounded = load_file(full / "model.safetensors"), load_file(half / "model.safetensors")
-    assert {tensor.dtype for tensor in rounded.values()} == {np.dtype(np.float16)}
-    assert any((exact[name] != tensor).any() for name, tensor in rounded.items())
-    assert all((exact[name].astype(np.float16) == tensor).all() for name, tensor in rounded.items())
+    full_weights, half_weights = load_file(full / "model.safetensors"), load_file(half / "model.safetensors")
+    assert {tensor.dtype for tensor in half_weights.values()} == {np.dtype(np.float16)}
+    assert any((full_weights[name] != tensor).any() for name, tensor in half_weights.items())
+    assert all((full_weights[name].astype(np.float16) == tensor).all() for name, tensor in half_weights.items())
     words = "before the weights were rounded to float16"
     assert words in (half / "README.md").read_text() and words not in (full / "README.md").read_text()
-    read = alexnet_mp.from_pretrained(half)
-    assert list(read.classes) == classes
-    state = read.network.state_dict()
-    assert all((state[name].numpy() == tensor.astype(np.float32)).all() for name, tensor in rounded.items())
+    model = alexnet_mp.from_pretrained(half)
+    assert list(model.classes) == classes
+    state = model.network.state_dict()
+    assert all((state[name].numpy() == tensor.astype(np.float32)).all() for name, tensor in half_weights.items())
     convert.main([str(half), str(tmp_path / "again")])
-    again = trained(tmp_path / "again", with_weights=True).weights
-    assert all((again[name].numpy() == tensor.astype(np.float32)).all() for name, tensor in rounded.items())
+    copy_weights = trained(tmp_path / "again", with_weights=True).weights
+    assert all((copy_weights[name].numpy() == tensor.astype(np.float32)).all() for name, tensor in half_weights.items())
 
 
 def test_networks_that_no_format_holds_and_the_hub(run, tmp_path, monkeypatch, capsys):
     """An even window in ONNX, answers that are NaN; and what the hub is asked for, and refuses."""
-    made, _, _ = made_run(tmp_path / "even", ("mini", [*TINY, "lrn_size=4"]))
+    place, _, _ = made_run(tmp_path / "even", ("mini", [*TINY, "lrn_size=4"]))
     with pytest.raises(UserError, match="lrn_size is 4: ONNX normalises over an odd"):
-        export.main([str(made), "--to", "onnx", str(tmp_path / "a.onnx"), "--gpus", "cpu"])
-    export.main([str(made), "--to", "torch", str(tmp_path / "even.torch"), "--gpus", "cpu"])
+        export.main([str(place), "--to", "onnx", str(tmp_path / "a.onnx"), "--gpus", "cpu"])
+    export.main([str(place), "--to", "torch", str(tmp_path / "even.torch"), "--gpus", "cpu"])
     export.main([str(run[0]), "--to", "torch", str(tmp_path / "plain"), "--gpus", "cpu"])
-    for more in ([], ["--recipe", "mini"]):
+    for options in ([], ["--recipe", "mini"]):
         with pytest.raises(UserError, match="plain: export --to torch wrote it, .* what comes back is --to hub$"):
-            convert.main([str(tmp_path / "plain"), str(tmp_path / "b"), *more])
+            convert.main([str(tmp_path / "plain"), str(tmp_path / "b"), *options])
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no compiled kernels: a C"):
         for module in (dispatch, lrn_pool):
             patch.setattr(module, "compiled", lambda: None)
         maps = torch.ones(1, 8, 5, 5)  # as a program asks that was made with --fused
         torch.ops.alexnet_mp.lrn_pool(maps, None, "lrn", 5, 1e-4, 0.75, 2.0, "none", 3, 2, "first", "cpu")
-    asked = []
+    calls = []
 
     class Hub:
         def create_repo(self, name, exist_ok):
             if name == "nobody/here":
                 raise RuntimeError("401 Client Error.\nRepository Not Found")
-            asked.append((name, exist_ok))
+            calls.append((name, exist_ok))
 
         def upload_folder(self, repo_id, folder_path, delete_patterns):
             assert delete_patterns == UNIT_MEANS  # of an earlier push
-            asked.append((repo_id, sorted(os.listdir(folder_path))))
+            calls.append((repo_id, sorted(os.listdir(folder_path))))
             return "https://example.org/me/it"
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(HfApi=Hub))
     command = [str(run[0]), "--to", "hub", str(tmp_path / "hub"), "--gpus", "cpu", "--push"]
     assert export.main([*command, "me/it"]) == 0
     assert "pushed: https://example.org/me/it" in capsys.readouterr().out
-    assert asked == [
+    assert calls == [
         ("me/it", True),
         ("me/it", ["README.md", "config.json", "model.safetensors", "statistics.safetensors"]),
     ]

@@ -26,8 +26,8 @@ def test_a_hundred_thousand_mutated_files():
 def test_many_empty_messages_take_no_memory():
     """In the library an empty message of two bytes takes sixteen and more."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    empty = b"\x3a\x00" * (8 << 20)
-    for content in (b"\x12\x00" * (8 << 20), inner(100, empty), inner(100, inner(7, b"\x2a\x00" * (4 << 20)))):
+    messages = b"\x3a\x00" * (8 << 20)
+    for content in (b"\x12\x00" * (8 << 20), inner(100, messages), inner(100, inner(7, b"\x2a\x00" * (4 << 20)))):
         with pytest.raises(ValueError, match="more than 10,000 fields"):
             caffe_files.read_net(content)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 6 * (16 << 20)

@@ -55,7 +55,7 @@ def test_the_reference_is_the_definition(mean_follows_crop, scale):
     expected = pixel_by_pixel(*arguments, scale, crop, mean_follows_crop)
     assert torch.equal(y, expected) and y.is_contiguous(memory_format=torch.channels_last)
     for dtype in DTYPES[1:]:
-        narrow = reference.augment(
+        narrow_y = reference.augment(
             *arguments,
             scale,
             crop=crop,
@@ -63,7 +63,7 @@ def test_the_reference_is_the_definition(mean_follows_crop, scale):
             dtype=dtype,
             memory_format=torch.contiguous_format,
         )
-        assert torch.equal(narrow, expected.to(dtype)) and narrow.is_contiguous()
+        assert torch.equal(narrow_y, expected.to(dtype)) and narrow_y.is_contiguous()
 
 
 @pytest.mark.run
@@ -204,7 +204,7 @@ def test_the_library_refuses_what_would_read_out_of_bounds():
     if dispatch.compiled() is None:
         pytest.skip("there was no compiler to build the CPU kernels")
     pictures, _, _, flip, mean, shift = inputs(3, 20, 12)
-    right = dict(
+    arguments = dict(
         pictures=[pictures],
         top=torch.tensor([0, 8, 4]),
         left=torch.tensor([8, 0, 4]),
@@ -215,7 +215,7 @@ def test_the_library_refuses_what_would_read_out_of_bounds():
         mean_follows_crop=True,
         y=torch.empty(3, 3, 12, 12),
     )
-    dispatch.compiled().augment(*right.values())
+    dispatch.compiled().augment(*arguments.values())
     for change in (
         dict(top=torch.tensor([0, 9, 0])),
         dict(left=torch.tensor([0, -1, 0])),
@@ -235,7 +235,7 @@ def test_the_library_refuses_what_would_read_out_of_bounds():
         dict(y=torch.empty(3, 3, 12, 24)[..., ::2]),
     ):
         with pytest.raises(RuntimeError, match="augment|dense|one picture|leaves its picture|must be"):
-            dispatch.compiled().augment(*(right | change).values())
+            dispatch.compiled().augment(*(arguments | change).values())
 
 
 @pytest.mark.run
@@ -256,10 +256,10 @@ def test_compile(implementation):
     arguments = on(device, *inputs(3, 20, 16))
     eager = functools.partial(augment, crop=16, mean_follows_crop=True, kernels=kernels)
 
-    def doubled(*arguments):
+    def double(*arguments):
         return eager(*arguments) * 2
 
-    assert torch.equal(torch.compile(doubled, fullgraph=True, backend="aot_eager")(*arguments), eager(*arguments) * 2)
+    assert torch.equal(torch.compile(double, fullgraph=True, backend="aot_eager")(*arguments), eager(*arguments) * 2)
 
 
 @every("scale", [1.0, 1 / 1.1])
@@ -303,10 +303,10 @@ def test_a_table_of_crops_that_do_not_fit_is_refused_by_name(change, named):
 )
 def test_pictures_that_do_not_fit_their_table_are_refused_by_name(change, named):
     pictures, top, left, flip, mean, shift = inputs(3, 24, 19)
-    given = dict(pictures=pictures, crops=augmentation.crops_of(top, left, flip, shift, 1.0, crop=19, side=24)) | change
+    call = dict(pictures=pictures, crops=augmentation.crops_of(top, left, flip, shift, 1.0, crop=19, side=24)) | change
     with pytest.raises(ValueError, match=named):
         augmentation.augment_crops(
-            **given, mean=mean, crop=19, mean_follows_crop=True, dtype=torch.float32, memory_format=torch.channels_last
+            **call, mean=mean, crop=19, mean_follows_crop=True, dtype=torch.float32, memory_format=torch.channels_last
         )
 
 
@@ -317,13 +317,13 @@ needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 def test_a_side_stream_is_obeyed():
     arguments = inputs(64, 256, 224)
     expected, here = reference.augment(*arguments, crop=224, mean_follows_crop=True), on("cuda", *arguments)
-    pinned, later = arguments[0].pin_memory(), torch.zeros_like(here[0])
+    host_pictures, pictures = arguments[0].pin_memory(), torch.zeros_like(here[0])
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(20_000_000)  # what is launched on another stream would see zeros
-        later.copy_(pinned, non_blocking=True)
-        y = augment(later, *here[1:], crop=224, mean_follows_crop=True)
+        pictures.copy_(host_pictures, non_blocking=True)
+        y = augment(pictures, *here[1:], crop=224, mean_follows_crop=True)
     stream.synchronize()
     assert torch.equal(y.cpu(), expected)
 

@@ -55,10 +55,10 @@ def compile_cuda(name, folder, architectures=(80, 90)):
         "-Xptxas",
         "-v",
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
-    return done.stderr
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "warning" not in process.stderr
+    return process.stderr
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +100,15 @@ def test_the_tapes_operator_is_compiled_found_and_names_what_fails(tmp_path):
         f"-L{INCLUDE.parent / 'lib'}",
         "-ltorch_cpu",
     ]
-    linked = subprocess.run(command, capture_output=True, text=True)
-    if "cannot find -lcudart" in linked.stderr:
+    link = subprocess.run(command, capture_output=True, text=True)
+    if "cannot find -lcudart" in link.stderr:
         pytest.skip("this nvcc has no runtime library to link")
-    assert linked.returncode == 0, linked.stderr
-    done = subprocess.run([sys.executable, "-c", TAPE, tmp_path / "tape.so"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    refused, failed = done.stdout.splitlines()
-    assert "the table must be (n, 7) int64 on the host" in refused
-    assert "action 0 of 1 on cuda:1: cudaGetDevice: " in failed
+    assert link.returncode == 0, link.stderr
+    process = subprocess.run([sys.executable, "-c", TAPE, tmp_path / "tape.so"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    refusal, failure = process.stdout.splitlines()
+    assert "the table must be (n, 7) int64 on the host" in refusal
+    assert "action 0 of 1 on cuda:1: cudaGetDevice: " in failure
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +143,9 @@ def test_every_kernel_fits_its_registers_and_spills_none(report):
 def test_instructions_an_element(table):
     """Ours today, with 3 % to spare for another compiler. Up to 37 and 66 in float32, 19.5 and 34 in bfloat16,
     memory is the limit of an H200 (the tool's budget column)."""
-    counted = {key: row["lane_instructions"] for key, row in table.items()}
-    for (kernel, _, _), count in counted.items():
-        assert 10 < count <= (28 if kernel == "forward" else 43), counted
+    counts = {key: row["lane_instructions"] for key, row in table.items()}
+    for (kernel, _, _), count in counts.items():
+        assert 10 < count <= (28 if kernel == "forward" else 43), counts
     assert all(row["spilled_bytes"] == 0 for row in table.values())
     for kernel, channels, most in (
         ("forward", 48, 22.0),
@@ -153,7 +153,7 @@ def test_instructions_an_element(table):
         ("backward", 48, 36.2),
         ("backward", 128, 37.5),
     ):
-        assert counted[kernel, "bfloat16", channels] <= most, counted
+        assert counts[kernel, "bfloat16", channels] <= most, counts
 
 
 @needs_nvdisasm

@@ -220,9 +220,9 @@ def check(library, x, bias, relu, norm):
 
     index, named = cells(argmax, x.shape[3])
     u = responses(exact_x, exact_bias, relu, norm).flatten(2)
-    chosen, most = u.gather(2, index.flatten(2)).view(index.shape), F.max_pool2d(u.view(x.shape), 3, 2, ceil_mode=True)
-    slack = near_tie(x.dtype, norm) * most.abs() + floor
-    assert (chosen >= most - slack)[named].all()
+    picks, maxima = u.gather(2, index.flatten(2)).view(index.shape), F.max_pool2d(u.view(x.shape), 3, 2, ceil_mode=True)
+    slack = near_tie(x.dtype, norm) * maxima.abs() + floor
+    assert (picks >= maxima - slack)[named].all()
     assert torch.equal(named, (y > 0) if relu == "after" else torch.ones_like(named))
 
     dy = maps(*y.shape, dtype=x.dtype, seed=3, scale=1.0)
@@ -234,8 +234,8 @@ def check(library, x, bias, relu, norm):
     assert error(dx, exact_dx) <= 2 * error(eager_gradients[0], eager_exact[0]) + 4e-7 * float(exact_dx.abs().max())
     if bias is not None:
         assert dbias.dtype == torch.float32
-        summed = float(exact_dx.abs().sum((0, 2, 3)).max())
-        assert error(dbias, exact_dbias) <= 2 * error(eager_gradients[1], eager_exact[1]) + 4e-7 * summed
+        total = float(exact_dx.abs().sum((0, 2, 3)).max())
+        assert error(dbias, exact_dbias) <= 2 * error(eager_gradients[1], eager_exact[1]) + 4e-7 * total
     return y, argmax, dx, dbias
 
 
@@ -273,21 +273,21 @@ def test_maps_of_the_network_and_wide_ones(library, dtype, shape, relu, bias):
 @relus
 def test_ties_go_to_the_first_in_scan_order(library, dtype, norm, relu):
     """Constant maps, all-zero maps, and a few values that repeat: equal responses are equal in every bit."""
-    few = channels_last(torch.randint(-2, 3, (2, 8, 9, 8), generator=torch.Generator().manual_seed(1)).to(dtype))
-    spread = few.clone(memory_format=torch.preserve_format)
+    few_values = channels_last(torch.randint(-2, 3, (2, 8, 9, 8), generator=torch.Generator().manual_seed(1)).to(dtype))
+    spread = few_values.clone(memory_format=torch.preserve_format)
     spread[:, [0, 1, 3, 4, 6, 7]] = 1  # one map of values amid constants: no rounding can separate equal values
     for x in (
-        torch.zeros_like(few),
-        torch.full_like(few, 3.0),
-        torch.full_like(few, -3.0),
-        torch.full_like(few, -0.0),
+        torch.zeros_like(few_values),
+        torch.full_like(few_values, 3.0),
+        torch.full_like(few_values, -3.0),
+        torch.full_like(few_values, -0.0),
         spread,
     ):
         y, argmax = forward(library, x, None, relu, norm)
         u = responses(x.float(), None, relu, norm)
-        most, index = F.max_pool2d(u, 3, 2, ceil_mode=True, return_indices=True)
+        maxima, index = F.max_pool2d(u, 3, 2, ceil_mode=True, return_indices=True)
         ours, named = cells(argmax, x.shape[3])
-        assert torch.equal(named, most > 0 if relu == "after" else torch.ones_like(named))
+        assert torch.equal(named, maxima > 0 if relu == "after" else torch.ones_like(named))
         assert torch.equal(ours[named], index[named])
         check(library, x, None, relu, norm)
 
@@ -329,19 +329,19 @@ def compare_in_float32(library, x, bias, relu, norm):
 
     index, named = cells(argmax, x.shape[3])
     u = responses(x.float(), bias, relu, norm)
-    most, theirs = F.max_pool2d(u, 3, 2, ceil_mode=True, return_indices=True)
-    assert torch.equal(named, ~(most <= 0) if relu == "after" else torch.ones_like(named))
-    chosen = u.flatten(2).gather(2, index.flatten(2)).view(index.shape)
-    not_finite = ~most.isfinite()
+    maxima, theirs = F.max_pool2d(u, 3, 2, ceil_mode=True, return_indices=True)
+    assert torch.equal(named, ~(maxima <= 0) if relu == "after" else torch.ones_like(named))
+    picks = u.flatten(2).gather(2, index.flatten(2)).view(index.shape)
+    not_finite = ~maxima.isfinite()
     assert torch.equal(index[not_finite & named], theirs[not_finite & named])
     finite = named & ~not_finite
-    assert (chosen >= most - 1.5 * near_tie(x.dtype, norm) * most.abs() - 1e-38)[finite].all()
+    assert (picks >= maxima - 1.5 * near_tie(x.dtype, norm) * maxima.abs() - 1e-38)[finite].all()
 
     dy = maps(*y.shape, dtype=x.dtype, seed=3, scale=1.0)
     dx, dbias = backward(library, dy, x, bias, argmax, relu, norm)
     expected_dx, expected_dbias = gradients(x, bias, dy, index, named, relu, norm, torch.float32)
-    rounded = expected_dx.to(x.dtype).float()
-    torch.testing.assert_close(dx.float(), rounded, rtol=max(bound, 1e-5), atol=1e-6, equal_nan=True)
+    rounded_dx = expected_dx.to(x.dtype).float()
+    torch.testing.assert_close(dx.float(), rounded_dx, rtol=max(bound, 1e-5), atol=1e-6, equal_nan=True)
     if bias is not None:
         torch.testing.assert_close(dbias, expected_dbias, rtol=1e-4, atol=1e-4, equal_nan=True)
 

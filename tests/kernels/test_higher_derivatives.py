@@ -25,12 +25,12 @@ def inputs(operation, dtype=torch.float64, memory_format="nchw"):
 def orders(function, tensors, count):
     """[gradients of every order up to `count`]; those of an order are those of the sum of squares of the order
     before."""
-    found, scalar = [], function(*tensors).square().sum()
+    by_order, scalar = [], function(*tensors).square().sum()
     for order in range(1, count + 1):
         gradients = torch.autograd.grad(scalar, tensors, create_graph=order < count)
-        found.append([gradient.detach() for gradient in gradients])
+        by_order.append([gradient.detach() for gradient in gradients])
         scalar = sum((gradient / gradient.detach().abs().max()).square().sum() for gradient in gradients)
-    return found
+    return by_order
 
 
 @pytest.mark.run
@@ -42,12 +42,12 @@ def test_gradients_of_gradients(operation, memory_format):
     expected = orders(lambda *tensors: called(operation, tensors, "reference"), inputs(operation), 3)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-3)):
         tensors = inputs(operation, dtype, memory_format)
-        found = orders(lambda *tensors: called(operation, tensors, "cpu"), tensors, 3)
-        for order, (a, b) in enumerate(zip(found, expected, strict=True), 1):
+        actual = orders(lambda *tensors: called(operation, tensors, "cpu"), tensors, 3)
+        for order, (a, b) in enumerate(zip(actual, expected, strict=True), 1):
             for mine, exact in zip(a, b, strict=True):
                 assert mine.dtype == dtype and exact.abs().max() > 0
-                worst = float((mine.double() - exact).abs().max() / exact.abs().max())
-                assert worst <= tolerance, f"order {order}, {dtype}: {worst}"
+                error = float((mine.double() - exact).abs().max() / exact.abs().max())
+                assert error <= tolerance, f"order {order}, {dtype}: {error}"
 
 
 def called(operation, tensors, kernels):
@@ -97,9 +97,9 @@ def test_transforms(name, operation):
     if name in ("vmap", "vmap of grad") and not VMAP_VIEWS:
         pytest.skip("this torch has no vmap of view(dtype), which the reference takes")
     x, bias = values(2, 3, 3, 4), values(3, seed=2)
-    found = TRANSFORMS[name](lambda x: call(operation, x, bias, "cpu"), x)
+    actual = TRANSFORMS[name](lambda x: call(operation, x, bias, "cpu"), x)
     expected = by_loops(name, lambda x: call(operation, x, bias, "reference"), x)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
     assert expected.abs().max() > 0
 
 
@@ -130,9 +130,9 @@ def by_loops(name, function, x):
 
 def test_the_hessian_of_the_norm_is_that_of_pytorchs():
     x = values(1, 6, 2, 1)
-    found = hessian(lambda x: fused_lrn(x, relu="none", alpha=3e-3, k=2.0).sum())(x)
+    actual = hessian(lambda x: fused_lrn(x, relu="none", alpha=3e-3, k=2.0).sum())(x)
     expected = hessian(lambda x: F.local_response_norm(x, 5, 5 * 3e-3, 0.75, 2.0).sum())(x)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-14)
 
 
 @needs_compiled
@@ -148,11 +148,11 @@ def test_an_ordinary_backward_pass_asks_no_reference(operation, monkeypatch):
 @needs_compiled
 def test_a_gradient_that_is_not_wanted_is_none():
     x, bias = values(*SHAPE), values(SHAPE[1], seed=2)
-    for wanted in (x, bias):
-        leaf = wanted.clone().requires_grad_()
-        y = call("before", *(leaf if each is wanted else each for each in (x, bias)), "cpu")
+    for tensor in (x, bias):
+        leaf = tensor.clone().requires_grad_()
+        y = call("before", *(leaf if each is tensor else each for each in (x, bias)), "cpu")
         (first,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
-        assert first.shape == wanted.shape and torch.autograd.grad(first.sum(), leaf)[0].abs().max() > 0
+        assert first.shape == tensor.shape and torch.autograd.grad(first.sum(), leaf)[0].abs().max() > 0
 
 
 # --- dropout and the product
@@ -165,9 +165,9 @@ def test_dropout(shape, monkeypatch):
     expected = orders(lambda x: reference.relu_dropout(x, **MASK).pow(2), [x], 3)
     assert all(torch.allclose(a[0], b[0]) for a, b in zip(orders(lambda x: dropped(x).pow(2), [x], 3), expected))
     for name in ("grad", "jacrev", "hessian", "jvp"):
-        found = TRANSFORMS[name](lambda x: dropped(x).pow(2), x.detach())
+        actual = TRANSFORMS[name](lambda x: dropped(x).pow(2), x.detach())
         torch.testing.assert_close(
-            found, by_loops(name, lambda x: reference.relu_dropout(x, **MASK).pow(2), x.detach())
+            actual, by_loops(name, lambda x: reference.relu_dropout(x, **MASK).pow(2), x.detach())
         )
     monkeypatch.setattr(reference, "relu_dropout", lambda *arguments: pytest.fail("the reference was called"))
     dropped(x).sum().backward()
@@ -206,10 +206,10 @@ def test_the_product(biased, monkeypatch):
     monkeypatch.setattr(linear_op, "_onednn_is_faster", lambda: True)
     monkeypatch.setattr(linear_op, "LARGE", 1)
     tensors = [values(4, 6, scale=1), values(5, 6, seed=2, scale=1), *([values(5, seed=3, scale=1)] if biased else [])]
-    narrow = [tensor.float().requires_grad_() for tensor in tensors]
-    assert "OneDnn" in linear(*narrow).grad_fn.name()
-    found = orders(lambda *tensors: linear(*tensors).pow(2), narrow, 3)
+    narrow_tensors = [tensor.float().requires_grad_() for tensor in tensors]
+    assert "OneDnn" in linear(*narrow_tensors).grad_fn.name()
+    actual = orders(lambda *tensors: linear(*tensors).pow(2), narrow_tensors, 3)
     expected = orders(lambda *tensors: F.linear(*tensors).pow(2), [tensor.requires_grad_() for tensor in tensors], 3)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         for mine, exact in zip(a, b, strict=True):
             torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))

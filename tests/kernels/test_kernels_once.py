@@ -63,10 +63,10 @@ def test_map_operations(implementation, operation, memory_format, dtype):
         close(y, exact, packed=kernels == "cuda" and train)
     dy = (values(*y.shape, seed=3, scale=1) * clear_winners(operation, x, bias)).to(dtype).to(device)
     exact = gradients(operation, x.double().cpu(), bias.double().cpu(), dy.double().cpu(), "reference")
-    found = gradients(operation, x, bias, dy, kernels)
-    close(found[0], exact[0])
+    actual = gradients(operation, x, bias, dy, kernels)
+    close(actual[0], exact[0])
     if takes_bias(operation):
-        close(found[1], exact[1], scale=10)  # a sum of 176 rounded terms, which cancel
+        close(actual[1], exact[1], scale=10)  # a sum of 176 rounded terms, which cancel
 
 
 @every_dtype
@@ -80,8 +80,8 @@ def test_relu_dropout(implementation, shape, probability, dtype):
         x = in_format(x, "channels_last")
     tensors = (x,) if kernels == "cpu" else (x, bias)
     where = dict(probability=probability, seed=1, layer=5, tower=1)
-    found, wanted = [], []
-    for kept, who, step in ((found, kernels, torch.tensor(7, device=device)), (wanted, "reference", 7)):
+    ours, theirs = [], []
+    for results, who, step in ((ours, kernels, torch.tensor(7, device=device)), (theirs, "reference", 7)):
         inputs = [
             tensor.detach().clone().requires_grad_() if who == kernels else tensor.detach().cpu().requires_grad_()
             for tensor in tensors
@@ -90,14 +90,14 @@ def test_relu_dropout(implementation, shape, probability, dtype):
         if who == kernels and (probability or kernels != "cpu"):
             assert "alexnet_mp_relu_dropout" in y.grad_fn.name()
         dy = values(*shape, seed=3, scale=1).to(dtype).to(y.device)
-        kept += [y.detach(), *torch.autograd.grad(y, inputs, dy)]
-    for actual, expected in zip(found[:2], wanted[:2], strict=True):
+        results += [y.detach(), *torch.autograd.grad(y, inputs, dy)]
+    for actual, expected in zip(ours[:2], theirs[:2], strict=True):
         assert torch.equal(actual.cpu(), expected)
     if kernels == "cpu":
         return
-    exact = (wanted[1].double()).sum((0, 2, 3) if len(shape) == 4 else 0)
-    slack = 2e-6 * wanted[1].double().abs().sum() / shape[1]
-    assert ((found[2].double().cpu() - exact).abs() <= half_ulp(exact, dtype) + slack).all()
+    exact = (theirs[1].double()).sum((0, 2, 3) if len(shape) == 4 else 0)
+    slack = 2e-6 * theirs[1].double().abs().sum() / shape[1]
+    assert ((ours[2].double().cpu() - exact).abs() <= half_ulp(exact, dtype) + slack).all()
 
 
 @every_dtype
@@ -123,5 +123,5 @@ def test_augment(implementation, follows, dtype):
     mean, shift = 255 * torch.rand(40, 40, 3, generator=draws), torch.randn(3, 3, generator=draws)
     places = torch.tensor([0, 3, 8]), torch.tensor([8, 0, 5]), torch.tensor([True, False, True])
     how = dict(crop=32, mean_follows_crop=follows, dtype=dtype)
-    found = augment(pictures.to(device), *places, mean.to(device), shift, 0.9, **how, kernels=kernels)
-    assert torch.equal(found.cpu(), reference.augment(pictures, *places, mean, shift, 0.9, **how))
+    y = augment(pictures.to(device), *places, mean.to(device), shift, 0.9, **how, kernels=kernels)
+    assert torch.equal(y.cpu(), reference.augment(pictures, *places, mean, shift, 0.9, **how))

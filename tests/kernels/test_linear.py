@@ -20,11 +20,11 @@ needs_onednn = pytest.mark.skipif(
 @pytest.fixture
 def products(monkeypatch):
     """Has oneDNN's products taken whatever the processor and the size; a list of their operands."""
-    counted, real = [], linear_op._product
+    calls, real = [], linear_op._product
     monkeypatch.setattr(linear_op, "_onednn_is_faster", lambda: True)
     monkeypatch.setattr(linear_op, "LARGE", 1)
-    monkeypatch.setattr(linear_op, "_product", lambda *operands: counted.append(operands) or real(*operands))
-    return counted
+    monkeypatch.setattr(linear_op, "_product", lambda *operands: calls.append(operands) or real(*operands))
+    return calls
 
 
 def floats(*shape, seed=1):
@@ -44,7 +44,7 @@ def test_value_and_gradients_are_those_of_float64(images, inputs, outputs, biase
         floats(outputs, images, seed=5).t(),
         torch.ones(1, 1).expand(images, outputs),
     ):
-        found, plain, exact = (
+        actual, plain, exact = (
             [y.detach(), *torch.autograd.grad(y, leaves, dy.to(y))]
             for y, leaves in (
                 (product(*leaves), leaves)
@@ -58,7 +58,7 @@ def test_value_and_gradients_are_those_of_float64(images, inputs, outputs, biase
                 )
             )
         )
-        for one, other, right in zip(found, plain, exact, strict=True):
+        for one, other, right in zip(actual, plain, exact, strict=True):
             error, own = ((y - right).square().mean().sqrt() for y in (one, other))
             assert error <= 3 * own + torch.finfo(torch.float32).eps * right.square().mean().sqrt()
     assert len(products) == 3 * 3
@@ -108,11 +108,11 @@ def test_what_else_onednn_is_not_asked_for(products, monkeypatch):
     torch.testing.assert_close(tangent, F.linear(torch.ones_like(x), weight))
     assert torch.func.vmap(lambda row: linear(row[None], weight, bias))(x).shape == (4, 1, 5)
     assert torch.func.grad(lambda x: linear(x, weight, bias).sum())(x).shape == x.shape
-    for odd in (torch.zeros(0, 6), x[0], x[None]):
-        assert torch.equal(linear(odd, weight, bias), F.linear(odd, weight, bias))
-    for wrong in ((x, floats(5, 7)), (x, weight, floats(4))):
+    for images in (torch.zeros(0, 6), x[0], x[None]):
+        assert torch.equal(linear(images, weight, bias), F.linear(images, weight, bias))
+    for arguments in ((x, floats(5, 7)), (x, weight, floats(4))):
         with pytest.raises(RuntimeError, match="shape|size"):
-            linear(*wrong)
+            linear(*arguments)
     monkeypatch.setattr(linear_op, "LARGE", 31)
     linear(x, weight, bias)
     assert products == []

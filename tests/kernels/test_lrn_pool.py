@@ -65,18 +65,18 @@ def check_float32(kernels, device, operation, shape, memory_format):
     exact, torchs = exactly(operation, x, bias), call(operation, x, bias, "reference")
     most = float(exact.abs().max())
     norm = OPERATIONS[operation][0] is not max_pool
-    of_output, of_gradient = (norm * relative for relative in lrn_pool.approximation(kernels, device))
+    of_output, of_gradient = (norm * error for error in lrn_pool.approximation(kernels, device))
     for y in outputs(operation, x, bias, kernels):
         assert y.shape == exact.shape and y.dtype == x.dtype and checks.memory_format(y) == checks.memory_format(x)
         assert_as_exact_as_pytorch(y, exact, torchs, 2**-23 * most, of_output * most)
     dy = (values(*y.shape, seed=3) * clear_winners(operation, x, bias)).float().to(device)
     exact = gradients(operation, x.double().cpu(), bias.double().cpu(), dy.double().cpu(), "reference")
     ours, torchs = (gradients(operation, x, bias, dy, name) for name in (kernels, "reference"))
-    most, summed = float(exact[0].abs().max()), float(exact[0].abs().sum((0, 2, 3)).max())
+    most, total = float(exact[0].abs().max()), float(exact[0].abs().sum((0, 2, 3)).max())
     assert_as_exact_as_pytorch(ours[0], exact[0], torchs[0], 2**-23 * most, of_gradient * most)
     if takes_bias(operation):  # a sum of n rounded terms errs by the root of n roundings; what is approximate adds up
         least = 2**-23 * most * math.sqrt(x.numel() / shape[1])
-        assert_as_exact_as_pytorch(ours[1], exact[1], torchs[1], least, of_gradient * summed)
+        assert_as_exact_as_pytorch(ours[1], exact[1], torchs[1], least, of_gradient * total)
 
 
 def test_only_a_gpu_approximates():
@@ -104,8 +104,8 @@ def test_sixteen_bits_are_rounded_once(implementation, operation, dtype, memory_
         ours = gradients(operation, x, bias, dy, kernels)
         assert_rounded_once(ours[0], exact[0])
         assert [gradient.dtype for gradient in ours] == [dtype, bias_dtype][: len(ours)]
-        for actual, wanted in zip(ours[1:], exact[1:]):
-            assert_rounded_once(actual, wanted)
+        for actual, expected in zip(ours[1:], exact[1:]):
+            assert_rounded_once(actual, expected)
 
 
 @all_operations
@@ -122,10 +122,10 @@ def test_float64_is_the_reference(operation):
         for y in outputs(operation, x, bias, "cpu"):
             torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-13)
         dy = values(*y.shape, seed=3)
-        for actual, wanted in zip(
+        for actual, reference in zip(
             *(gradients(operation, x, bias, dy, name) for name in ("cpu", "reference")), strict=True
         ):
-            torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(actual, reference, rtol=1e-11, atol=1e-11)
         dispatch.compiled().use_cpu_instructions(before)
 
 
@@ -226,8 +226,8 @@ def test_no_images_and_one(implementation, operation, memory_format):
     kernels, device = implementation
     x, bias = in_format(values(3, 6, 5, 6).float(), memory_format).to(device), values(6, seed=2).float().to(device)
     y = call(operation, x, bias, kernels)
-    empty = call(operation, x[:0], bias, kernels)
-    assert empty.shape == (0, *y.shape[1:])
+    empty_y = call(operation, x[:0], bias, kernels)
+    assert empty_y.shape == (0, *y.shape[1:])
     none = gradients(operation, x[:0], bias, y[:0], kernels)
     assert none[0].shape == (0, 6, 5, 6) and all((gradient == 0).all() for gradient in none[1:])
     assert torch.equal(call(operation, x[1:2], bias, kernels), y[1:2])
@@ -240,14 +240,14 @@ def test_any_strides(implementation, operation):
     y = call(operation, x, bias, kernels)
     dy = values(*y.shape, seed=3).float().to(device)
     expected = gradients(operation, x, bias, dy, kernels)
-    wide = torch.zeros(2, 6, 6, 14, device=device)
-    wide[:, :, :, ::2] = x
-    for other in (wide[:, :, :, ::2], x.mT.contiguous().mT, x.transpose(0, 1).contiguous().transpose(0, 1)):
+    memory = torch.zeros(2, 6, 6, 14, device=device)
+    memory[:, :, :, ::2] = x
+    for other in (memory[:, :, :, ::2], x.mT.contiguous().mT, x.transpose(0, 1).contiguous().transpose(0, 1)):
         assert not other.is_contiguous()
         torch.testing.assert_close(call(operation, other, bias, kernels), y, rtol=1e-6, atol=1e-6)
         for dy_other in (dy, dy.contiguous(memory_format=torch.channels_last), dy.mT.contiguous().mT):
-            for actual, wanted in zip(gradients(operation, other, bias, dy_other, kernels), expected, strict=True):
-                torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-4)
+            for actual, reference in zip(gradients(operation, other, bias, dy_other, kernels), expected, strict=True):
+                torch.testing.assert_close(actual, reference, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.run
@@ -277,8 +277,8 @@ def check_window(kernels, device, pool, stride, ties):
                 x, bias = x.detach().requires_grad_(), bias.detach().requires_grad_()
                 y = function(x, bias, **arguments, kernels=by)
                 results.append((y, *torch.autograd.grad(y, (x, bias), values(*y.shape, seed=3).float().to(device))))
-            for actual, wanted in zip(*results):
-                torch.testing.assert_close(actual, wanted, rtol=2e-5, atol=2e-5 * float(wanted.abs().max()))
+            for actual, expected in zip(*results):
+                torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5 * float(expected.abs().max()))
 
 
 def test_a_window_wider_than_all_maps_is_the_sum_of_all(implementation):
@@ -318,12 +318,12 @@ def test_forward_mode_is_left_to_the_reference(implementation):
 
 def test_a_second_derivative_is_the_references(implementation):
     kernels, device = implementation
-    found = []
+    derivatives = []
     for by, dtype, where in ((kernels, torch.float32, device), ("reference", torch.float64, "cpu")):
         x = values(2, 6, 5, 5).to(where, dtype).requires_grad_()
         (dx,) = torch.autograd.grad(lrn_max_pool(x, **STRONG, kernels=by).sum(), x, create_graph=True)
-        found.append(torch.autograd.grad(dx.square().sum(), x)[0].double().cpu())
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4 * float(found[1].abs().max()))
+        derivatives.append(torch.autograd.grad(dx.square().sum(), x)[0].double().cpu())
+    torch.testing.assert_close(*derivatives, rtol=1e-4, atol=1e-4 * float(derivatives[1].abs().max()))
 
 
 @both_formats

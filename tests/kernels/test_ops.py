@@ -77,7 +77,7 @@ def test_the_registered_operator_refuses_what_would_read_out_of_bounds():
         pytest.skip("there was no compiler to build the CPU kernels")
     x = torch.ones(1, 2, 3, 3)
 
-    def pooled(pool, stride, kernels="cpu"):
+    def pool_maps(pool, stride, kernels="cpu"):
         return torch.ops.alexnet_mp.lrn_pool(x, None, "none", 1, 0.0, 0.75, 1.0, "none", pool, stride, "first", kernels)
 
     for pool, stride, maps, out in ((2, 3, x, 1), (3, 0, x, 1), (16, 1, torch.ones(1, 2, 17, 17), 2)):
@@ -85,19 +85,19 @@ def test_the_registered_operator_refuses_what_would_read_out_of_bounds():
         with pytest.raises(RuntimeError, match="do not fit maps of"):
             dispatch.compiled().lrn_pool_forward(maps, None, y, y.byte(), 0, 1, 0.0, 0.75, 1.0, 0, pool, stride, 0)
     with pytest.raises(RuntimeError, match="do not fit maps of"):
-        pooled(2, 3)
+        pool_maps(2, 3)
     with pytest.raises(ValueError, match="kernels is 'fortran'"):
-        pooled(3, 2, "fortran")
-    y, argmax = pooled(2, 1)
+        pool_maps(3, 2, "fortran")
+    y, argmax = pool_maps(2, 1)
     arguments = (0, 1, 0.0, 0.75, 1.0, 0, 2, 1, 0)
-    for wrong in (
+    for tensors in (
         (y, x, None, argmax[:, :1], x.clone()),
         (y, x, None, argmax, x[:, :, :, :2].clone()),
         (y, x[:, :, :2], None, argmax, x.clone()),
         (y, x.double(), None, argmax, x.clone()),
     ):
         with pytest.raises(RuntimeError, match="must be of|has the wrong size"):
-            dispatch.compiled().lrn_pool_backward(*wrong, torch.empty(0), *arguments)
+            dispatch.compiled().lrn_pool_backward(*tensors, torch.empty(0), *arguments)
 
 
 def test_a_library_that_does_not_load_is_named(tmp_path, monkeypatch):
@@ -245,9 +245,9 @@ def test_compile_and_autocast(implementation, backend):
     expected = layer(images)
     expected.sum().backward()
     gradient, bias.grad = bias.grad.clone(), None
-    compiled = torch.compile(layer, fullgraph=True, backend=backend)(images)
-    compiled.sum().backward()
-    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
+    y = torch.compile(layer, fullgraph=True, backend=backend)(images)
+    y.sum().backward()
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(bias.grad, gradient, rtol=1e-4, atol=1e-4)
     bias.grad = None
     with torch.autocast(device, dtype=torch.bfloat16):
@@ -259,15 +259,15 @@ def test_compile_and_autocast(implementation, backend):
 
 
 def saved_bytes(function, x, bias):
-    kept = {}
+    sizes = {}
 
     def pack(tensor):
-        kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = function(x, bias)
-    return sum(kept.values()), y
+    return sum(sizes.values()), y
 
 
 @every("dtype", [torch.float32, torch.bfloat16])
@@ -277,8 +277,8 @@ def test_x_the_bias_and_a_byte_an_output_are_kept(dtype):
     )
     x, bias = torch.randn(2, 48, 15, 15).to(dtype).requires_grad_(), torch.randn(48).to(dtype).requires_grad_()
     for ties, codes in (("first", 2 * 48 * 7 * 7), ("all", 0)):
-        kept, _ = saved_bytes(lambda x, bias: lrn_max_pool(x, bias, alpha=1e-4, ties=ties, kernels=kernels), x, bias)
-        assert kept == x.numel() * x.element_size() + bias.numel() * bias.element_size() + codes
+        size, _ = saved_bytes(lambda x, bias: lrn_max_pool(x, bias, alpha=1e-4, ties=ties, kernels=kernels), x, bias)
+        assert size == x.numel() * x.element_size() + bias.numel() * bias.element_size() + codes
 
 
 needs_gpu = pytest.mark.gpu(reason="needs a GPU")
@@ -298,9 +298,9 @@ def test_a_side_stream_is_obeyed(kernels, operation):
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(20_000_000)  # what is launched on another stream would read x before it is doubled
-        doubled = x.mul(2)
-        y = call(operation, doubled, bias, kernels)
-        results = gradients(operation, doubled, bias, y, kernels)
+        product = x.mul(2)
+        y = call(operation, product, bias, kernels)
+        results = gradients(operation, product, bias, y, kernels)
     stream.synchronize()
     assert torch.equal(y, expected) and all(torch.equal(a, b) for a, b in zip(results, gradient, strict=True))
 
@@ -322,11 +322,11 @@ def test_a_graph_replays_the_operation(kernels):
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = both()
+        outputs = both()
     with torch.no_grad():
         x.mul_(1.5)
     graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, both(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(outputs, both(), strict=True))
 
 
 @pytest.mark.gpu(2, reason="needs two GPUs")
@@ -394,8 +394,8 @@ def test_an_implementation_that_is_left_out_gives_way_to_the_next(with_gpu_kerne
 
 def test_augmentation_that_is_left_out_is_left_out_of_a_step_too(with_gpu_kernels, monkeypatch):
     """Then the host looks at the crops, which no graph can hold. Without a GPU: tensors that have no memory."""
-    called, crop = [], dict(crop=4, mean_follows_crop=True, dtype=torch.float32, memory_format=torch.channels_last)
-    monkeypatch.setattr(augmentation, "augment", lambda *arguments, **options: called.append(options))
+    calls, crop = [], dict(crop=4, mean_follows_crop=True, dtype=torch.float32, memory_format=torch.channels_last)
+    monkeypatch.setattr(augmentation, "augment", lambda *arguments, **options: calls.append(options))
     with FakeTensorMode():
         pictures, crops, mean = (
             torch.empty(shape, dtype=dtype, device="cuda:0")
@@ -403,10 +403,10 @@ def test_augmentation_that_is_left_out_is_left_out_of_a_step_too(with_gpu_kernel
         )
         assert augmentation.augments_in_graphs("cuda:0")
         assert augmentation.augment_crops(pictures, crops, mean, **crop).shape == (0, 3, 4, 4)
-        assert called == []
+        assert calls == []
         dispatch.leave_out({("augment", "triton", "cuda:0")})
         augmentation.augment_crops(pictures, crops, mean, **crop)
-    assert called == [crop]
+    assert calls == [crop]
     assert [augmentation.augments_in_graphs(device) for device in ("cuda:0", "cuda:1", "cpu")] == [False, True, True]
 
 
@@ -452,8 +452,8 @@ def test_every_operation_obeys_what_is_left_out(monkeypatch):
             with pytest.raises(pytest.fail.Exception):
                 call()
             dispatch.leave_out({(name, "cpu", "cpu")})
-            found = call()
-            assert found is None or torch.allclose(found, expected[name])
+            y = call()
+            assert y is None or torch.allclose(y, expected[name])
     finally:
         dispatch.leave_out(())
 

@@ -40,8 +40,8 @@ def test_known_answers(counter, key, result):
 @every("counter, key, result", KNOWN)
 def test_one_tensor_among_python_integers(counter, key, result, tensor):
     """The project's calls mix them: a Python integer does not wrap around at 64 bits, a tensor does."""
-    mixed = [torch.tensor([word]) if i == tensor else word for i, word in enumerate(hexadecimal(counter))]
-    assert tuple(int(word) for word in philox(mixed, hexadecimal(key))) == hexadecimal(result)
+    words = [torch.tensor([word]) if i == tensor else word for i, word in enumerate(hexadecimal(counter))]
+    assert tuple(int(word) for word in philox(words, hexadecimal(key))) == hexadecimal(result)
 
 
 def test_a_thousand_counters_equal_the_plain_arithmetic():
@@ -67,20 +67,20 @@ def test_no_counters_no_words():
 
 @every("n", [1, 2, 3, 32, 33, 2**31])
 def test_below_covers_its_range_and_no_more(n):
-    first = [-(-value * 2**32 // n) for value in (0, n // 2, n - 1)]  # the smallest word that gives each value
-    assert below(torch.tensor(first), n).tolist() == [0, n // 2, n - 1]
+    bounds = [-(-value * 2**32 // n) for value in (0, n // 2, n - 1)]  # the smallest word that gives each value
+    assert below(torch.tensor(bounds), n).tolist() == [0, n // 2, n - 1]
     assert below(torch.tensor(2**32 - 1), n) == n - 1
-    assert below(torch.tensor(first[2] - 1), n) == n - 2 if n > 1 else first[2] == 0
+    assert below(torch.tensor(bounds[2] - 1), n) == n - 2 if n > 1 else bounds[2] == 0
 
 
 @every("n", [2, 32, 33])
 @every("word", range(4))
 def test_below_is_uniform_on_every_word(n, word):
     count = 30_000
-    drawn = below(philox((torch.arange(count), 1, 0, 0), (2012, 2))[word], n)
-    found = torch.bincount(drawn, minlength=n).double()
-    assert len(found) == n
-    chi_square = ((found - count / n) ** 2 / (count / n)).sum()
+    numbers = below(philox((torch.arange(count), 1, 0, 0), (2012, 2))[word], n)
+    counts = torch.bincount(numbers, minlength=n).double()
+    assert len(counts) == n
+    chi_square = ((counts - count / n) ** 2 / (count / n)).sum()
     assert abs(chi_square - (n - 1)) < 5 * math.sqrt(2 * (n - 1))  # mean n - 1, deviation sqrt(2 (n - 1))
 
 

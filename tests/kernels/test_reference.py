@@ -46,8 +46,8 @@ def lrn_loops(a, size, alpha, beta, k):
     """Section 3.3 as printed: j from max(0, i - n/2) to min(N - 1, i + n/2)."""
     b = torch.empty_like(a)
     for n, i, y, x in itertools.product(*map(range, a.shape)):
-        near = range(max(0, i - size // 2), min(a.shape[1] - 1, i + size // 2) + 1)
-        b[n, i, y, x] = a[n, i, y, x] / (k + alpha * sum(float(a[n, j, y, x]) ** 2 for j in near)) ** beta
+        window = range(max(0, i - size // 2), min(a.shape[1] - 1, i + size // 2) + 1)
+        b[n, i, y, x] = a[n, i, y, x] / (k + alpha * sum(float(a[n, j, y, x]) ** 2 for j in window)) ** beta
     return b
 
 
@@ -55,8 +55,8 @@ def spatial_loops(a, size, alpha, beta, k):
     """2012 source: rows y - size/2 .. y - size/2 + size - 1, and columns alike, clipped."""
     b, before, after = torch.empty_like(a), size // 2, size - size // 2
     for n, i, y, x in itertools.product(*map(range, a.shape)):
-        near = a[n, i, max(0, y - before) : y + after, max(0, x - before) : x + after]
-        b[n, i, y, x] = a[n, i, y, x] / (k + alpha * sum(float(value) ** 2 for value in near.flatten())) ** beta
+        window = a[n, i, max(0, y - before) : y + after, max(0, x - before) : x + after]
+        b[n, i, y, x] = a[n, i, y, x] / (k + alpha * sum(float(value) ** 2 for value in window.flatten())) ** beta
     return b
 
 
@@ -276,9 +276,9 @@ def test_memory_layout_changes_nothing(operation):
     y = operation(x, bias)
     dy = maps(*y.shape, seed=3)
     dx = gradient(operation, x, dy, bias)
-    wide = torch.zeros(2, 5, 6, 14, dtype=torch.float64)
-    wide[:, :, :, ::2] = x
-    for other in (x.contiguous(memory_format=torch.channels_last), wide[:, :, :, ::2], x.mT.contiguous().mT):
+    memory = torch.zeros(2, 5, 6, 14, dtype=torch.float64)
+    memory[:, :, :, ::2] = x
+    for other in (x.contiguous(memory_format=torch.channels_last), memory[:, :, :, ::2], x.mT.contiguous().mT):
         assert not other.is_contiguous()
         close(operation(other, bias), y, rtol=1e-15)  # vector and scalar code may differ by one rounding of pow
         close(gradient(operation, other, dy.contiguous(memory_format=torch.channels_last), bias), dx, rtol=1e-15)
@@ -393,10 +393,10 @@ def test_velocity_carries_the_learning_rate():
 
 def test_a_rate_of_zero_leaves_weights_and_velocities_alone():
     w, v = [maps(4), maps(4)], [maps(4, seed=2), maps(4, seed=2)]
-    frozen, velocity = w[0].clone(), v[0].clone()
+    weights, velocity = w[0].clone(), v[0].clone()
     sgd(w, [torch.full((4,), math.nan).double(), torch.zeros(4).double()], v, (0.0, 0.1), (0.5, 0.5))
-    assert torch.equal(w[0], frozen) and torch.equal(v[0], velocity)
-    assert not torch.equal(w[1], frozen) and not torch.equal(v[1], velocity)
+    assert torch.equal(w[0], weights) and torch.equal(v[0], velocity)
+    assert not torch.equal(w[1], weights) and not torch.equal(v[1], velocity)
 
 
 def test_sgd_refuses_lists_of_different_lengths():
@@ -427,13 +427,13 @@ def test_equal_cells_stay_equal_wherever_they_lie(norm, beta, dtype):
     alone = both(value)
     for height, width in ((1, 37), (5, 3), (4, 4)):
         x = value.expand(-1, -1, height, width)
-        for laid in (
+        for tensor in (
             x.contiguous(),
             x.contiguous(memory_format=torch.channels_last),
             x.repeat(1, 1, 2, 2)[..., ::2, 1::2],
         ):
-            for found, expected in zip(both(laid), alone, strict=True):
-                assert torch.equal(found, expected.expand_as(found))
+            for actual, expected in zip(both(tensor), alone, strict=True):
+                assert torch.equal(actual, expected.expand_as(actual))
 
 
 @every("dtype", [torch.float32, torch.float64])
@@ -441,13 +441,13 @@ def test_all_equal_cells_get_the_gradient(dtype):
     """Every window of equal cells gives each its whole gradient: a cell gets as many as it is in windows."""
     x = maps(200, 6, 1, 1, dtype=dtype).expand(-1, -1, 7, 9).contiguous()
 
-    def pooled(x):
+    def pool(x):
         return ops.max_pool(ops.lrn(x, relu="none", **STRONG), relu=False, ties="all")
 
     u = ops.lrn(x, relu="none", **STRONG)
-    found = gradient(lambda u: ops.max_pool(u, relu=False, ties="all"), u, pooled(x).sign().abs())
+    actual = gradient(lambda u: ops.max_pool(u, relu=False, ties="all"), u, pool(x).sign().abs())
     counts = [torch.tensor([1 + (i % 2 == 0 and 0 < i < side - 1) for i in range(side)]) for side in (7, 9)]
-    assert torch.equal(found, (counts[0][:, None] * counts[1]).to(dtype).expand_as(found))
+    assert torch.equal(actual, (counts[0][:, None] * counts[1]).to(dtype).expand_as(actual))
 
 
 @every("dtype", [torch.float32, torch.float64])

@@ -31,8 +31,8 @@ def test_the_definition_by_hand(shape, dtype):
     expected = torch.empty_like(x)
     for number, index in enumerate(itertools.product(*map(range, shape))):
         word = philox((torch.tensor(number // 4), 40, 6, 1), (3, 5))[number % 4]
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        expected[index] = max((x[index].to(wide) + bias[index[1]].to(wide)).item(), 0.0) if word >= 2**31 else 0.0
+        kind = torch.float64 if dtype == torch.float64 else torch.float32
+        expected[index] = max((x[index].to(kind) + bias[index[1]].to(kind)).item(), 0.0) if word >= 2**31 else 0.0
     for kernels in ("reference", "auto"):
         assert torch.equal(relu_dropout(x, bias, step=40, **MASK, kernels=kernels), expected)
     assert 0 < (expected > 0).sum() < expected.numel()
@@ -60,15 +60,15 @@ def test_without_dropout_no_step_is_needed():
 @every("step", [0, 40, 2**31 + 5, 2**32 + 40, 2**40 - 1, -1])
 def test_a_step_on_the_device_is_the_same_step(step):
     """Its low 32 bits, in any of the reference's operations; a tensor's arithmetic wraps, Python's does not."""
-    counted, x = torch.tensor(step), torch.ones(3, 7)
+    step_tensor, x = torch.tensor(step), torch.ones(3, 7)
     for shape in ((3, 7), (1, 1), (0, 4)):
-        mask = dict(**MASK, step=counted)
+        mask = dict(**MASK, step=step_tensor)
         assert torch.equal(
             reference.dropout(torch.ones(shape), **mask), reference.dropout(torch.ones(shape), step=step, **MASK)
         )
     expected = [[philox((torch.tensor(i // 4), step & 0xFFFFFFFF, 6, 1), (3, 5))[i % 4] >= 2**31 for i in range(21)]]
-    assert torch.equal(relu_dropout(x, step=counted, **MASK).bool(), torch.tensor(expected).view(3, 7))
-    assert counted.item() == step
+    assert torch.equal(relu_dropout(x, step=step_tensor, **MASK).bool(), torch.tensor(expected).view(3, 7))
+    assert step_tensor.item() == step
 
 
 def test_nan_and_infinity():
@@ -178,8 +178,8 @@ def test_a_part_of_a_minibatch_has_the_masks_of_its_rows(shape, level):
                 for first, part in ((3, x[:cut]), (3 + cut, x[cut:]))
             ]
             assert torch.equal(torch.cat(parts), whole)
-        far = relu_dropout(x, step=40, **MASK, first_row=2**34, kernels=kernels)  # counters wrap
-        assert torch.equal(far, relu_dropout(x, step=40, **MASK, first_row=0, kernels=kernels))
+        far_part = relu_dropout(x, step=40, **MASK, first_row=2**34, kernels=kernels)  # counters wrap
+        assert torch.equal(far_part, relu_dropout(x, step=40, **MASK, first_row=0, kernels=kernels))
 
 
 @pytest.mark.skipif("cpu" not in dispatch.built(), reason="there was no compiler to build the CPU kernels")
@@ -197,10 +197,12 @@ def test_the_cpus_threads_share_the_blocks(threads):
 @pytest.mark.run
 @pytest.mark.skipif("cpu" not in dispatch.built(), reason="there was no compiler to build the CPU kernels")
 def test_the_cpus_kernel_keeps_nothing_but_its_result():
-    kept, x = [], values(8, 100).float().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    tensors, x = [], values(8, 100).float().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: tensors.append(tensor) or tensor, lambda tensor: tensor
+    ):
         y = relu_dropout(x, step=40, **MASK)
-    assert len(kept) == 1 and kept[0].data_ptr() == y.data_ptr()
+    assert len(tensors) == 1 and tensors[0].data_ptr() == y.data_ptr()
     torch.library.opcheck(
         torch.ops.alexnet_mp.relu_dropout.default, (x, None, torch.tensor(40), 0.5, 3, 6, 1, 5, "cpu")
     )
@@ -234,15 +236,15 @@ def test_what_the_cpu_leaves_to_the_reference(x, bias):
 def test_who_computes(name, dtype, by, monkeypatch):
     """What `resolve` says of a GPU, whether or not there is one."""
     monkeypatch.setattr(relu_dropout_op, "resolve", lambda kernels, device, operation: name)
-    called = []
+    calls = []
     monkeypatch.setattr(
-        torch.ops.alexnet_mp, "relu_dropout", lambda *arguments: called.append(arguments) or arguments[0]
+        torch.ops.alexnet_mp, "relu_dropout", lambda *arguments: calls.append(arguments) or arguments[0]
     )
     x = torch.ones(2, 4, dtype=dtype)
     relu_dropout(x, step=2**32 + 7, **MASK)
     relu_dropout(x, step=torch.tensor(9), **MASK)
     relu_dropout(x, step=torch.tensor(9))
-    steps = [arguments[2] for arguments in called]
+    steps = [arguments[2] for arguments in calls]
     if by == "triton":
         assert (
             steps[0].dtype == torch.int64
@@ -251,7 +253,7 @@ def test_who_computes(name, dtype, by, monkeypatch):
             and steps[1] == 9
             and steps[2] is None
         )
-    assert [arguments[-1] for arguments in called] == {"triton": ["triton"] * 3, "cpu": ["cpu"] * 2}.get(by, [])
+    assert [arguments[-1] for arguments in calls] == {"triton": ["triton"] * 3, "cpu": ["cpu"] * 2}.get(by, [])
 
 
 needs_gpu = pytest.mark.gpu(besides="triton" in dispatch.built(), reason="needs a GPU and Triton")
@@ -275,9 +277,9 @@ def test_the_kernel_gives_the_references_bits(shape, order, dtype):
     dy = values(*shape, seed=3, scale=1).to(dtype).cuda()
     for mask, kind in itertools.product(({}, MASK | {"step": 40}), {dtype, torch.float32}):
         bias = values(shape[1], seed=2, scale=1).to(kind).cuda().requires_grad_()
-        found, expected = (relu_dropout(x, bias, **mask, kernels=kernels) for kernels in ("triton", "reference"))
-        assert torch.equal(found, expected) and found.stride() == x.stride()
-        (dx, dbias), (exact_dx, exact) = (torch.autograd.grad(y, (x, bias), dy) for y in (found, expected))
+        actual, expected = (relu_dropout(x, bias, **mask, kernels=kernels) for kernels in ("triton", "reference"))
+        assert torch.equal(actual, expected) and actual.stride() == x.stride()
+        (dx, dbias), (exact_dx, exact) = (torch.autograd.grad(y, (x, bias), dy) for y in (actual, expected))
         assert torch.equal(dx, exact_dx) and dx.stride() == x.stride()
         sums = exact_dx.double().sum([0, *range(2, x.dim())])
         eps = torch.finfo(kind).eps
@@ -306,17 +308,17 @@ def test_a_graph_that_counts_steps_draws_new_masks():
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = both()
+        outputs = both()
     step.fill_(40)
     masks = []
     for number in (41, 42, 43):
         graph.replay()
         expected = reference.relu_dropout(x, bias, step=number, **MASK)
-        assert torch.equal(captured[0], expected) and step.item() == number
+        assert torch.equal(outputs[0], expected) and step.item() == number
         dx, dbias = torch.autograd.grad(expected, (x, bias), torch.ones_like(expected))
-        assert torch.equal(captured[1], dx)
-        torch.testing.assert_close(captured[2], dbias, rtol=1e-6, atol=1e-6)
-        masks.append(captured[0] > 0)
+        assert torch.equal(outputs[1], dx)
+        torch.testing.assert_close(outputs[2], dbias, rtol=1e-6, atol=1e-6)
+        masks.append(outputs[0] > 0)
     assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
 
 
@@ -345,12 +347,12 @@ def test_compiled_and_under_autocast():
         return relu_dropout(linear(x), bias, step=step, **MASK, kernels="triton")
 
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        expected, found = layer(x), torch.compile(layer, fullgraph=True)(x)
-        assert found.dtype == torch.bfloat16
+        expected, actual = layer(x), torch.compile(layer, fullgraph=True)(x)
+        assert actual.dtype == torch.bfloat16
         for one, other in (
-            (found, expected),
+            (actual, expected),
             *zip(
-                *(torch.autograd.grad(y.float().sum(), (linear.weight, bias)) for y in (found, expected)), strict=True
+                *(torch.autograd.grad(y.float().sum(), (linear.weight, bias)) for y in (actual, expected)), strict=True
             ),
         ):
             torch.testing.assert_close(one, other, rtol=0.02, atol=0.05)

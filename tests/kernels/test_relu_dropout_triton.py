@@ -161,10 +161,10 @@ def test_other_memory_orders_are_made_contiguous():
     expected = reference.relu_dropout(x, bias, step=40, **MASK)
     assert torch.equal(y, expected) and y.is_contiguous()
     dy = torch.tensor(0.5, device=DEVICE).expand(4, 6)
-    for found, exact in zip(
+    for actual, exact in zip(
         torch.autograd.grad(y, (x, bias), dy), torch.autograd.grad(expected, (x, bias), dy), strict=True
     ):
-        assert torch.equal(found, exact)
+        assert torch.equal(actual, exact)
 
 
 @every("shape", [(0, 8), (0, 4, 5, 5), (3, 0)])
@@ -187,10 +187,12 @@ def test_small_tiles_and_the_same_bits_every_time(monkeypatch):
 
 def test_only_y_is_kept():
     x, bias = values(4, 32).float().to(DEVICE).requires_grad_(), values(32).float().to(DEVICE).requires_grad_()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    tensors = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: tensors.append(tensor) or tensor, lambda tensor: tensor
+    ):
         y = by_triton(x, bias, **MASK)
-    assert [tensor.data_ptr() for tensor in kept] == [y.data_ptr()]
+    assert [tensor.data_ptr() for tensor in tensors] == [y.data_ptr()]
 
 
 @pytest.mark.run
@@ -201,9 +203,9 @@ def test_only_y_is_kept():
 def test_opcheck(shape, order, step, has_bias):
     x = values(*shape, scale=1).float().to(DEVICE).contiguous(memory_format=order).requires_grad_()
     bias = values(shape[1], seed=2, scale=1).float().to(DEVICE).requires_grad_() if has_bias else None
-    counted = None if step is None else torch.tensor(step, device=DEVICE)
+    step_tensor = None if step is None else torch.tensor(step, device=DEVICE)
     torch.library.opcheck(
-        torch.ops.alexnet_mp.relu_dropout.default, (x, bias, counted, 0.5 if step else 0.0, 3, 6, 1, 2, "triton")
+        torch.ops.alexnet_mp.relu_dropout.default, (x, bias, step_tensor, 0.5 if step else 0.0, 3, 6, 1, 2, "triton")
     )
 
 
@@ -214,8 +216,8 @@ def test_traced():
         values(4, 8, scale=1).float().to(DEVICE).requires_grad_(),
         values(8, seed=2, scale=1).float().to(DEVICE).requires_grad_(),
     )
-    traced = torch.compile(lambda x, bias: by_triton(2 * x, bias, **MASK).square(), fullgraph=True, backend="aot_eager")
-    found, expected = traced(x, bias), reference.relu_dropout(2 * x, bias, step=40, **MASK).square()
-    assert torch.equal(found, expected)
-    for one, other in zip(*(torch.autograd.grad(y.sum(), (x, bias)) for y in (found, expected)), strict=True):
+    graph = torch.compile(lambda x, bias: by_triton(2 * x, bias, **MASK).square(), fullgraph=True, backend="aot_eager")
+    actual, expected = graph(x, bias), reference.relu_dropout(2 * x, bias, step=40, **MASK).square()
+    assert torch.equal(actual, expected)
+    for one, other in zip(*(torch.autograd.grad(y.sum(), (x, bias)) for y in (actual, expected)), strict=True):
         torch.testing.assert_close(one, other)

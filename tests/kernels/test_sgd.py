@@ -42,7 +42,7 @@ def test_five_steps_are_the_references(kernels, dtype):
     """Half a dozen roundings in float32 (float64 for float64), then one to the storage type."""
     eps, inner = torch.finfo(dtype).eps, 2.0**-53 if dtype == torch.float64 else 2.0**-24
     w, g, v = tensors(kernels, dtype)
-    frozen = w[1].clone(), v[1].clone()
+    before = w[1].clone(), v[1].clone()
     for _ in range(5):
         exact_w, exact_v = ([x.to("cpu", torch.float64, copy=True) for x in part] for part in (w, v))
         update("reference", exact_w, [x.double().cpu() for x in g], exact_v)
@@ -51,7 +51,7 @@ def test_five_steps_are_the_references(kernels, dtype):
             torch.testing.assert_close(
                 actual.double().cpu(), exact, rtol=eps / 2, atol=6 * inner * float(exact.abs().max())
             )
-    assert torch.equal(w[1], frozen[0]) and torch.equal(v[1], frozen[1])
+    assert torch.equal(w[1], before[0]) and torch.equal(v[1], before[1])
 
 
 @every_implementation
@@ -70,8 +70,8 @@ def test_changed_rates_and_moved_tensors_are_obeyed(kernels):
         exact = [[x.clone().cpu() for x in part] for part in (w, g, v)]
         update("reference", *exact, rates=rates, momentum=momentum)
         update(kernels, w, g, v, rates=rates, momentum=momentum)
-        for actual, wanted in zip((*w, *v), (*exact[0], *exact[2]), strict=True):
-            torch.testing.assert_close(actual.cpu(), wanted, rtol=1e-6, atol=1e-6)
+        for actual, expected in zip((*w, *v), (*exact[0], *exact[2]), strict=True):
+            torch.testing.assert_close(actual.cpu(), expected, rtol=1e-6, atol=1e-6)
 
 
 @every_implementation
@@ -83,8 +83,8 @@ def test_any_strides_and_the_graph_of_autograd(kernels):
     update("reference", *exact, rates=RATES[::2], decays=DECAYS[::2])
     parameters = [torch.nn.Parameter(x) for x in w]
     update(kernels, parameters, g, v, rates=RATES[::2], decays=DECAYS[::2])
-    for actual, wanted in zip((*parameters, *v), (*exact[0], *exact[2]), strict=True):
-        torch.testing.assert_close(actual.detach().cpu(), wanted, rtol=1e-6, atol=1e-6)
+    for actual, expected in zip((*parameters, *v), (*exact[0], *exact[2]), strict=True):
+        torch.testing.assert_close(actual.detach().cpu(), expected, rtol=1e-6, atol=1e-6)
     update(kernels, [], [], [], rates=(), decays=())
 
 
@@ -117,15 +117,15 @@ def test_sixteen_bits_are_read_and_written_in_the_same_pass(kernels, dtype):
         paper_sgd_(
             w, g, v, copies=copies, sums=sums, learning_rates=rates, momentum=0.9, weight_decays=decays, kernels=kernels
         )
-        for actual, wanted in zip((*w, *v), (*expected[0], *expected[2]), strict=True):
+        for actual, exact in zip((*w, *v), (*expected[0], *expected[2]), strict=True):
             if kernels in ("cpu", "reference"):
-                assert torch.equal(actual, wanted)
+                assert torch.equal(actual, exact)
             else:  # another kernel to its compiler, which may fuse a product and a sum otherwise
-                torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-6)
+                torch.testing.assert_close(actual, exact, rtol=1e-6, atol=1e-6)
         for number, (copy, weight) in enumerate(zip(copies, w, strict=True)):
             assert torch.equal(copy, weight.to(dtype) if rates[number] else torch.full_like(copy, 7))
-            wanted, size = weight.double().sum().item() if rates[number] else 7.0, weight.abs().double().sum().item()
-            assert sums[number].item() == pytest.approx(wanted, abs=1e-6 * size)
+            exact, size = weight.double().sum().item() if rates[number] else 7.0, weight.abs().double().sum().item()
+            assert sums[number].item() == pytest.approx(exact, abs=1e-6 * size)
 
 
 @every_implementation
@@ -213,10 +213,10 @@ def test_an_owner_of_tables_keeps_them_and_nobody_else_does():
         step(0.01 * number + 0.001)
     assert len(sgd_triton._remembered) <= sgd_triton.REMEMBERED and sgd_triton._captured == others[1]
     assert list(owner.values()) == [tables]
-    alive = weakref.ref(tables[0])
+    table_reference = weakref.ref(tables[0])
     del tables
     owner.clear()
-    assert alive() is None
+    assert table_reference() is None
 
 
 @pytest.mark.gpu(reason="needs a GPU")
@@ -232,5 +232,5 @@ def test_a_graph_replays_the_update(owned):
     exact = [[x.clone() for x in part] for part in (w, g, v)]
     graph.replay()
     update("reference", *exact)
-    for actual, wanted in zip((*w, *v), (*exact[0], *exact[2]), strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-6)
+    for actual, expected in zip((*w, *v), (*exact[0], *exact[2]), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)

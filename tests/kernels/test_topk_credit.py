@@ -19,9 +19,9 @@ from alexnet_mp.kernels.topk_credit_triton import topk_credit as in_triton
 
 def same(scores, labels):
     expected = torch.stack(topk_credit_each(scores, labels))
-    found = in_triton(scores.to(DEVICE), labels.to(DEVICE)).cpu()
-    assert found.dtype == torch.float64 and torch.equal(found, expected), (found, expected)
-    return found
+    credit = in_triton(scores.to(DEVICE), labels.to(DEVICE)).cpu()
+    assert credit.dtype == torch.float64 and torch.equal(credit, expected), (credit, expected)
+    return credit
 
 
 @pytest.mark.run
@@ -32,8 +32,8 @@ def test_it_is_the_definition(classes, dtype):
     draws = torch.Generator().manual_seed(classes)
     labels = torch.randint(0, classes, (12,), generator=draws)
     for scores in (torch.randint(0, 4, (12, classes), generator=draws), torch.randn(12, classes, generator=draws)):
-        found = same(scores.to(dtype), labels)
-        assert ((0 <= found) & (found <= 1)).all() and (found[0] <= found[1]).all()
+        credit = same(scores.to(dtype), labels)
+        assert ((0 <= credit) & (credit <= 1)).all() and (credit[0] <= credit[1]).all()
 
 
 def test_fractions_of_ties():
@@ -75,5 +75,5 @@ def test_who_counts(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("alexnet_mp.evaluation.accuracy.resolve", lambda kernels, device: kernels)
         patch.setattr("alexnet_mp.evaluation.accuracy.topk_credit_each", None)
-        found = topk_credit(scores.to(DEVICE), labels.to(DEVICE), "triton")
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-15, atol=0)
+        credit = topk_credit(scores.to(DEVICE), labels.to(DEVICE), "triton")
+    torch.testing.assert_close(credit.cpu(), expected, rtol=1e-15, atol=0)

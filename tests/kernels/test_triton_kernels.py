@@ -134,8 +134,8 @@ def check(x, bias=None, like=torch.empty_like, dy=None, units=4, **variant):
         bias = None
     actual = by_triton(x, bias, dy, call, like)
     of_output, of_gradient = lrn_pool.approximation("triton", DEVICE) if call["norm"] != "none" else (0.0, 0.0)
-    found = actual, by_reference(x, bias, dy, call, x.dtype), by_reference(x, bias, dy, call, torch.float64)
-    for ours, pytorch, exact, approximate in zip(*found, (of_output, of_gradient, of_gradient), strict=False):
+    results = actual, by_reference(x, bias, dy, call, x.dtype), by_reference(x, bias, dy, call, torch.float64)
+    for ours, pytorch, exact, approximate in zip(*results, (of_output, of_gradient, of_gradient), strict=False):
         if exact is None:
             assert ours is None
         else:
@@ -241,17 +241,17 @@ def test_the_largest_window_of_the_pool():
 
 def test_steps_with_more_cells_than_3x3_are_not_unrolled(monkeypatch):
     """Which Triton would compile for a minute."""
-    unrolled = {}
+    factors = {}
 
-    class Launched:
+    class Kernel:
         def __getitem__(self, grid):
-            return lambda *_, POOL, SIZE, UNROLL, **more: unrolled.setdefault((POOL, SIZE), UNROLL)
+            return lambda *_, POOL, SIZE, UNROLL, **more: factors.setdefault((POOL, SIZE), UNROLL)
 
-    monkeypatch.setattr(lrn_pool_forward_triton, "_forward_kernel", Launched())
+    monkeypatch.setattr(lrn_pool_forward_triton, "_forward_kernel", Kernel())
     x = maps(1, 6, 7, 7)
     for pool, size in ((0, 5), (2, 5), (3, 5), (3, 4), (4, 5), (5, 5), (7, 3)):
         lrn_pool_forward_triton.forward(x, None, x[:, :, :1, :1], x[:0], **BASE | {"pool": pool, "size": size})
-    assert unrolled == {(1, 5): 1, (2, 5): 4, (3, 5): 4, (3, 4): 1, (4, 5): 1, (5, 5): 1, (7, 3): 1}
+    assert factors == {(1, 5): 1, (2, 5): 4, (3, 5): 4, (3, 4): 1, (4, 5): 1, (5, 5): 1, (7, 3): 1}
 
 
 @every("size", [1, 2, 4, 9])
@@ -291,8 +291,8 @@ def test_special_values(variant, one_tile):
     call = BASE | variant
     x, bias = special_values(), None if call["norm"] == "spatial" else torch.zeros(3)
     dy = maps(*operation(x, None, call).shape, seed=3, scale=1.0)
-    found = zip(by_triton(x, bias, dy, call), by_reference(x, bias, dy, call, torch.float32), strict=False)
-    for number, (ours, expected) in enumerate(found):
+    pairs = zip(by_triton(x, bias, dy, call), by_reference(x, bias, dy, call, torch.float32), strict=False)
+    for number, (ours, expected) in enumerate(pairs):
         if expected is not None:  # y to the last denormal; gradients are sums, which cancel
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6 if number else 1e-44, equal_nan=True)
 
@@ -321,22 +321,22 @@ def test_the_same_bits_every_time(variant):
 
 def test_images_four_gigabytes_apart():
     """The second image starts beyond 2^31 elements; only the pages that are used are ever touched."""
-    apart = 2**31 + 64
+    distance = 2**31 + 64
     try:
-        memory = torch.empty(apart + 1000, dtype=torch.float16, device=DEVICE)
+        memory = torch.empty(distance + 1000, dtype=torch.float16, device=DEVICE)
     except RuntimeError as error:
-        pytest.skip(f"no {2 * apart / 1e9:.1f} GB: {str(error).splitlines()[0]}")
-    x = memory.as_strided((2, 1, 5, 5), (apart, 25, 5, 1)).copy_(maps(2, 1, 5, 5))
-    dx = memory.as_strided((2, 1, 5, 5), (apart, 25, 5, 1), 500)
+        pytest.skip(f"no {2 * distance / 1e9:.1f} GB: {str(error).splitlines()[0]}")
+    x = memory.as_strided((2, 1, 5, 5), (distance, 25, 5, 1)).copy_(maps(2, 1, 5, 5))
+    dx = memory.as_strided((2, 1, 5, 5), (distance, 25, 5, 1), 500)
     call, dy = BASE | {"pool": 2}, maps(2, 1, 3, 3, seed=3, scale=1.0, dtype=torch.float16).to(DEVICE)
     y, argmax = torch.empty_like(dy), torch.empty_like(dy, dtype=torch.uint8)
     lrn_pool_forward_triton.forward(x, None, y, argmax, **call)
     lrn_pool_backward_triton.backward(dy, x, None, argmax, dx, **call)
-    near = x.contiguous().cpu()
+    x_cpu = x.contiguous().cpu()
     for ours, pytorch, exact in zip(
         (y, dx),
-        by_reference(near, None, dy.cpu(), call, torch.float16),
-        by_reference(near, None, dy.cpu(), call, torch.float64),
+        by_reference(x_cpu, None, dy.cpu(), call, torch.float16),
+        by_reference(x_cpu, None, dy.cpu(), call, torch.float64),
         strict=False,
     ):
         no_worse_than_pytorch(ours.cpu(), pytorch, exact)
@@ -383,12 +383,12 @@ def test_sgd_reads_and_writes_sixteen_bits_and_adds_up(dtype, monkeypatch):
     sizes = 4096, 3, 7 * 4096 + 5
     w, g, v = ([maps(size, seed=seed + size % 7, scale=1.0).to(DEVICE) for size in sizes] for seed in (1, 11, 21))
     g = [each.to(dtype) for each in g]
-    wide = [[each.float() for each in part] for part in clones(w, g, v)]
+    references = [[each.float() for each in part] for part in clones(w, g, v)]
     copies, sums = [torch.zeros_like(each) for each in g], torch.full((4,), 7.0, device=DEVICE)
     rates = dict(learning_rates=[0.1, 0.2, 0.3], momentum=0.9, weight_decays=[0.1, 0.0, 5e-4])
     sgd_triton.paper_sgd_(w, g, v, **rates, copies=copies, sums=sums[:3])
-    sgd_triton.paper_sgd_(*wide, **rates)
-    for one, other in zip((*w, *v), (*wide[0], *wide[2]), strict=True):
+    sgd_triton.paper_sgd_(*references, **rates)
+    for one, other in zip((*w, *v), (*references[0], *references[2]), strict=True):
         if DEVICE == "cpu":
             assert torch.equal(one, other)
         else:  # another kernel to the compiler, which may fuse a product and a sum otherwise
@@ -431,9 +431,9 @@ def test_sgd_in_any_order_of_memory():
 
 
 def test_sgd_remembers_tables_but_not_for_ever(monkeypatch):
-    made = []
+    keys = []
     build = sgd_triton._tables
-    monkeypatch.setattr(sgd_triton, "_tables", lambda *key: made.append(key) or build(*key))
+    monkeypatch.setattr(sgd_triton, "_tables", lambda *key: keys.append(key) or build(*key))
     monkeypatch.setattr(sgd_triton, "_remembered", {})
     memory = torch.ones(64, device=DEVICE)
     g, v = torch.ones(64, device=DEVICE), torch.zeros(64, device=DEVICE)
@@ -445,17 +445,17 @@ def test_sgd_remembers_tables_but_not_for_ever(monkeypatch):
 
     for _ in range(3):
         step(64, 0.1)
-    assert len(made) == 1
+    assert len(keys) == 1
     step(64, 0.01), step(32, 0.01), step(64, 0.1)  # another rate; other sizes at the same addresses; the first again
-    assert len(made) == 3
+    assert len(keys) == 3
     w, gradient, velocity = (t.clone() for t in step(8, 0.5, torch.float64))
-    assert w.dtype == torch.float64 and len(made) == 4
+    assert w.dtype == torch.float64 and len(keys) == 4
     for n in range(2 * sgd_triton.REMEMBERED):
         step(64, 1.0 + n)
     assert len(sgd_triton._remembered) == sgd_triton.REMEMBERED
-    made.clear()
+    keys.clear()
     step(64, 0.1)
-    assert len(made) == 1  # was dropped, is made again
+    assert len(keys) == 1  # was dropped, is made again
 
 
 def test_sgd_refuses_lists_of_different_lengths():

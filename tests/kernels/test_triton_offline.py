@@ -52,9 +52,9 @@ def reports(request):
     """What `triton_offline.py` says of launches, in processes of their own: the interpreter, once on, stays on."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).parents[1].joinpath("triton_offline.py")
-    asked = [(str(CAPABILITIES[-1]), *ONE_OF_EACH)]
+    jobs = [(str(CAPABILITIES[-1]), *ONE_OF_EACH)]
     if request.param == "all":
-        asked = [(str(capability),) for capability in CAPABILITIES]
+        jobs = [(str(capability),) for capability in CAPABILITIES]
     processes = [
         subprocess.Popen(
             [sys.executable, script, *arguments],
@@ -63,7 +63,7 @@ def reports(request):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        for arguments in asked
+        for arguments in jobs
     ]
     lines = []
     for process in processes:
@@ -79,13 +79,13 @@ def kernels(reports):
 
 def test_every_launch_of_the_network_is_compiled(reports):
     """And none of the kernels is missing among those that stand for all."""
-    found = {report["capability"] for report in reports}
+    capabilities = {report["capability"] for report in reports}
     counts = collections.Counter((report["capability"], report["kernel"]) for report in kernels(reports))
     assert {kernel for _, kernel in counts} == set(LAUNCHES)
-    if found == {CAPABILITIES[-1]}:
+    if capabilities == {CAPABILITIES[-1]}:
         assert {report["case"] for report in reports} == set(ONE_OF_EACH)
     else:
-        assert found == set(CAPABILITIES)
+        assert capabilities == set(CAPABILITIES)
         for capability in CAPABILITIES:
             assert {kernel: counts[capability, kernel] for kernel in LAUNCHES} == LAUNCHES
 
@@ -100,9 +100,11 @@ def test_no_register_is_spilled(reports):
 
     capability, kernel, cases = ONE_VALUE_IN_MEMORY
     for report in kernels(reports):
-        known = triton.__version__.startswith("3.8") and report["capability"] == capability and report["case"] in cases
-        known = known and report["kernel"] == kernel and report["stack"] == 8 and report["registers"] <= 80
-        assert report["stack"] == 0 or known, report
+        exception = (
+            triton.__version__.startswith("3.8") and report["capability"] == capability and report["case"] in cases
+        )
+        exception = exception and report["kernel"] == kernel and report["stack"] == 8 and report["registers"] <= 80
+        assert report["stack"] == 0 or exception, report
 
 
 def test_weights_are_written_sixteen_bytes_at_a_time(reports):

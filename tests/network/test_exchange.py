@@ -26,14 +26,14 @@ class OneDevicePerOperation(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         # A tensor without dimensions counts as a number: torch lets every device read it.
-        found = {
+        devices = {
             leaf.device
             for leaf in tree_leaves((args, kwargs, result))
             if isinstance(leaf, torch.Tensor) and leaf.dim() > 0
         }
-        if len(found) > 1:
-            raise AssertionError(f"{function} mixes {sorted(map(str, found))}")
-        self.devices |= found
+        if len(devices) > 1:
+            raise AssertionError(f"{function} mixes {sorted(map(str, devices))}")
+        self.devices |= devices
         self.operations += 1
         return result
 
@@ -105,33 +105,31 @@ def test_the_ledger_equals_the_analytic_table(preset, teleport):
     network = network_on(("cpu", "meta"), recipe, 1000)
     batch = 128 if preset is mini else 4  # the bytes are proportional to the batch: 4 images are enough to count
     one_step(network, batch, recipe)
-    counted = sorted(
-        (entry.edge, entry.direction, entry.pass_, entry.bytes * 128 // batch) for entry in network.ledger()
-    )
-    assert counted == sorted(crossings(recipe, 128))
+    rows = sorted((entry.edge, entry.direction, entry.pass_, entry.bytes * 128 // batch) for entry in network.ledger())
+    assert rows == sorted(crossings(recipe, 128))
     if preset is paper:
-        assert sum(row[3] for row in counted) == 60_030_976
-        assert {row[3] for row in counted if row[0] == "conv3"} == {11_075_584}
+        assert sum(row[3] for row in rows) == 60_030_976
+        assert {row[3] for row in rows if row[0] == "conv3"} == {11_075_584}
 
 
 def test_the_ledger_is_of_one_step(teleport):
     network = network_on(("cpu", "meta"), mini())
     one_step(network, 2, mini())
-    once = network.ledger()
+    ledger = network.ledger()
     one_step(network, 2, mini())
-    assert network.ledger() == once
+    assert network.ledger() == ledger
     images = [torch.zeros(2, 3, 96, 96, device=device) for device in ("cpu", "meta")]
     with torch.no_grad():
         network(*images)
-    assert network.ledger() == [entry for entry in once if entry.pass_ == "forward"]
+    assert network.ledger() == [entry for entry in ledger if entry.pass_ == "forward"]
 
 
 def test_nothing_is_copied_on_one_device():
     network = network_on(("cpu", "cpu"), mini())
     images = torch.randn(2, 3, 96, 96)
     outputs = [torch.randn(2, 4), torch.randn(2, 4)]
-    gathered = network.exchange.gather("fc6", outputs, 2)
-    assert gathered[0][1].data_ptr() == outputs[1].data_ptr() and gathered[1][0].data_ptr() == outputs[0].data_ptr()
+    inputs = network.exchange.gather("fc6", outputs, 2)
+    assert inputs[0][1].data_ptr() == outputs[1].data_ptr() and inputs[1][0].data_ptr() == outputs[0].data_ptr()
     network(images, images).sum().backward()
     assert len(network.ledger()) == 14 and all(entry.bytes == 0 for entry in network.ledger())
 
@@ -140,8 +138,8 @@ def test_gradients_return_through_the_crossing():
     """What a tower sends is used twice, by itself and by the other tower: its gradient is the sum of both."""
     carrier = exchange.Exchange(("cpu", "cpu"))
     a, b = torch.randn(3, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
-    (read_a, read_b) = carrier.gather("edge", [a, b], 2)
-    (2 * read_a[0] + 3 * read_a[1] + 5 * read_b[0] + 7 * read_b[1]).sum().backward()
+    (input_a, input_b) = carrier.gather("edge", [a, b], 2)
+    (2 * input_a[0] + 3 * input_a[1] + 5 * input_b[0] + 7 * input_b[1]).sum().backward()
     assert (a.grad == 7).all() and (b.grad == 10).all()
     assert [(entry.direction, entry.pass_) for entry in carrier.ledger[:2]] == [
         ("b->a", "forward"),
@@ -177,5 +175,5 @@ def test_a_gpu_pair_computes_what_the_cpu_does(devices):
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
     for name, gradient in results[0][1].items():
         assert (gradient - results[1][1][name]).abs().max() <= 1e-10 * gradient.abs().max(), name
-    moved = sum(entry.bytes for entry in network.ledger())
-    assert moved == (0 if devices[0] == devices[1] else sum(row[3] for row in crossings(recipe, 4, 10, 8)))
+    total = sum(entry.bytes for entry in network.ledger())
+    assert total == (0 if devices[0] == devices[1] else sum(row[3] for row in crossings(recipe, 4, 10, 8)))

@@ -32,13 +32,13 @@ def test_two_halves_make_the_whole(recipe):
     """Logits and every gradient are those of the merged network."""
     network, x = apart(recipe), images(recipe)
     merged = network.merge()
-    logits, found = gradients(network, x)
+    logits, by_name = gradients(network, x)
     expected = merged(x)
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-14)
     F.cross_entropy(expected, LABELS).backward()
     for name, parameter in merged.named_parameters():
         largest = parameter.grad.abs().max()
-        assert largest > 0 and (found[name] - parameter.grad).abs().max() <= 1e-12 * largest, name
+        assert largest > 0 and (by_name[name] - parameter.grad).abs().max() <= 1e-12 * largest, name
     with torch.no_grad():
         network.eval()
         torch.testing.assert_close(network(x, x), network.merge()(x), rtol=1e-12, atol=1e-14)
@@ -61,9 +61,9 @@ def test_either_arrangement_has_the_bits_of_the_other(overlap):
     for network in (one, two):
         network.exchange.chosen_overlap = overlap
     x = images(mini(), torch.float32)
-    (logits, found), (expected, others) = gradients(one, x), gradients(two, x)
+    (logits, own), (expected, others) = gradients(one, x), gradients(two, x)
     assert torch.equal(logits, expected)
-    for name, gradient in found.items():
+    for name, gradient in own.items():
         assert torch.equal(gradient, others[name]), name
     assert [entry[:3] for entry in map(dataclasses.astuple, one.ledger())] == [
         entry[:3] for entry in map(dataclasses.astuple, two.ledger())
@@ -85,20 +85,20 @@ def test_by_default_two_devices_compute_by_halves(shared, monkeypatch):
 @pytest.fixture
 def late(monkeypatch):
     """Copies that are NaN until they are waited for, and the order of what happens: "send", "receive" and products."""
-    happened = []
+    events = []
 
     class Late(exchange.Arrival):
         def receive(self, stream=None):
-            happened.append("receive")
+            events.append("receive")
             self.tensor.copy_(self.event)
             return self.tensor
 
     def begin(tensor, device, copy_stream):
-        happened.append("send")
+        events.append("send")
         return Late(torch.full_like(tensor, torch.nan), tensor.clone())
 
     monkeypatch.setattr(exchange, "copy", begin)
-    return happened
+    return events
 
 
 def test_nothing_is_read_before_it_arrives(late):
@@ -137,46 +137,47 @@ def test_frozen_layers_send_nothing_back():
     for tower in network.towers:
         for layer in (tower.conv1, tower.conv2, tower.fc6):
             layer.requires_grad_(False)
-    _, found = gradients(network, x)
+    _, by_name = gradients(network, x)
     assert {entry.edge for entry in network.ledger() if entry.pass_ == "backward"} == {"fc6", "fc7", "fc8"}
     assert (
-        not {"conv1.weight", "conv2.bias", "fc6.weight", "fc6.bias"} & found.keys()
-        and found["conv3.weight"].abs().max() > 0
+        not {"conv1.weight", "conv2.bias", "fc6.weight", "fc6.bias"} & by_name.keys()
+        and by_name["conv3.weight"].abs().max() > 0
     )
-    free = apart(mini())
-    _, expected = gradients(free, x)
-    for name in found:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=0, msg=name)
+    free_network = apart(mini())
+    _, expected = gradients(free_network, x)
+    for name in by_name:
+        torch.testing.assert_close(by_name[name], expected[name], rtol=1e-12, atol=0, msg=name)
 
 
 @pytest.mark.parametrize("frozen", FROZEN)
 def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):
     """Where it belongs at once, and with nothing to transpose: no `cat` of halves; the numbers are autograd's."""
-    x, found, called = images(mini()), [], []
+    x, results, counters = images(mini()), [], []
     for by_hand in (False, True):
         network = apart(mini())
         for name, parts in network.layer_parameters().items():
             for part in parts:
                 part.requires_grad_(not any(name.startswith(start) for start in frozen.split()))
-        called.append(Called())
-        with pytest.MonkeyPatch.context() as patch, called[-1]:
+        counters.append(Called())
+        with pytest.MonkeyPatch.context() as patch, counters[-1]:
             if not by_hand:
                 patch.setattr(split_product, "written_by_halves", lambda weight: False)
-            found.append(gradients(network, x)[1])
-        trained = [
+            results.append(gradients(network, x)[1])
+        weights = [
             part
             for name, parts in network.layer_parameters().items()
             for part in parts
             if name in ("fc6.weight", "fc7.weight", "fc8.weight") and part.requires_grad
         ]
-        assert all(weight.grad.is_contiguous() for weight in trained)
-    assert found[0].keys() == found[1].keys()
-    for name, expected in found[0].items():
-        torch.testing.assert_close(found[1][name], expected, rtol=1e-12, atol=1e-15, msg=name)
+        assert all(weight.grad.is_contiguous() for weight in weights)
+    assert results[0].keys() == results[1].keys()
+    for name, expected in results[0].items():
+        torch.testing.assert_close(results[1][name], expected, rtol=1e-12, atol=1e-15, msg=name)
     products, joins = [
-        [calls.counts[operator] for calls in called] for operator in (torch.ops.aten.mm.out, torch.ops.aten.cat.default)
+        [counter.counts[operator] for counter in counters]
+        for operator in (torch.ops.aten.mm.out, torch.ops.aten.cat.default)
     ]
-    assert products == [0, 2 * len(trained)] and joins[0] - joins[1] == len(trained) > 0
+    assert products == [0, 2 * len(weights)] and joins[0] - joins[1] == len(weights) > 0
 
 
 def test_a_network_whose_towers_are_apart_can_be_copied():
@@ -196,21 +197,21 @@ def test_a_step_leaves_no_history():
 
 def test_a_gradient_that_returns_is_awaited_by_the_stream_that_goes_on_with_it(monkeypatch):
     """That of the forward pass, whatever is current where backward runs."""
-    awaited = []
+    waits = []
 
-    class Told(exchange.Arrival):
+    class Recorder(exchange.Arrival):
         def receive(self, stream=None):
-            awaited.append(stream)
+            waits.append(stream)
             return self.tensor
 
-    monkeypatch.setattr(exchange, "copy", lambda tensor, device, copy_stream: Told(tensor.clone()))
+    monkeypatch.setattr(exchange, "copy", lambda tensor, device, copy_stream: Recorder(tensor.clone()))
     network, x = apart(mini()), images(mini())
     with monkeypatch.context() as patch:
         patch.setattr(exchange, "current_stream", lambda tensor: "the forward pass's")
         loss = F.cross_entropy(network(x, x), LABELS)
-    assert awaited == [None] * 7
+    assert waits == [None] * 7
     loss.backward()
-    assert awaited[7:] == ["the forward pass's"] * 7
+    assert waits[7:] == ["the forward pass's"] * 7
 
 
 def test_copies_and_computation_settle(monkeypatch):
@@ -270,7 +271,7 @@ def test_no_race_between_computation_and_copies(devices, where, monkeypatch):
             with delayed(monkeypatch, where if copy_stream else "nowhere"):
                 # New images in every step: what lies in memory from the step before is wrong.
                 results.append([gradients(network, x * (1 + number)) for number in range(3)])
-    for (logits, found), (late_logits, late_found) in zip(*results, strict=True):
+    for (logits, expected), (late_logits, late_gradients) in zip(*results, strict=True):
         assert torch.equal(logits, late_logits)
-        for name, gradient in found.items():
-            assert torch.equal(gradient, late_found[name]), name
+        for name, gradient in expected.items():
+            assert torch.equal(gradient, late_gradients[name]), name

@@ -56,15 +56,15 @@ def test_the_ledger_is_that_of_one_process(case, found):
 def test_what_goes_over_the_wire_is_what_the_ledger_says(case, found):
     """And, the first time a shape crosses, its strides, eight bytes a dimension; and tower a tells the loss and the
     right answers, sixteen bytes. Nothing else travels in a step."""
-    _, *both = found
-    for tower, process in enumerate(both):
-        seen = set()
+    _, *processes = found
+    for tower, process in enumerate(processes):
+        old_shapes = set()
         for ledger, wire in zip(process[case]["ledgers"], process[case]["wire"], strict=True):
-            sent = [entry[3] for entry in ledger if entry[1].startswith(NAMES[tower])]
-            shapes = {(edge, pass_, size) for edge, _, pass_, size in ledger} - seen
-            seen |= shapes
+            message_sizes = [entry[3] for entry in ledger if entry[1].startswith(NAMES[tower])]
+            shapes = {(edge, pass_, size) for edge, _, pass_, size in ledger} - old_shapes
+            old_shapes |= shapes
             rest = collections.Counter(wire)
-            rest.subtract(sent)
+            rest.subtract(message_sizes)
             assert min(rest.values()) >= 0  # all that the ledger has was sent
             strides = [size for size, count in rest.items() for _ in range(count)]
             if tower == 0:
@@ -76,11 +76,11 @@ def test_what_goes_over_the_wire_is_what_the_ledger_says(case, found):
 def test_what_arrives_has_the_strides_of_what_was_sent(case, found):
     _, a, b = (each[case]["layouts"] for each in found)
     assert len(a) == len(b) > 0
-    for (*ours, sent, received), (*theirs, sent_there, received_there) in zip(a, b, strict=True):
-        assert ours == theirs and (sent, received) == (received_there, sent_there)
-    for edge, _, shape, sent, _ in a:
+    for (*ours, strides_out, strides_in), (*theirs, other_strides_out, other_strides_in) in zip(a, b, strict=True):
+        assert ours == theirs and (strides_out, strides_in) == (other_strides_in, other_strides_out)
+    for edge, _, shape, strides_out, _ in a:
         if edge == "conv3":
-            assert sent == torch.empty(shape, memory_format=torch.channels_last, device="meta").stride()
+            assert strides_out == torch.empty(shape, memory_format=torch.channels_last, device="meta").stride()
 
 
 def test_a_checkpoint_gets_tower_bs_tensors_which_no_step_sends(found):

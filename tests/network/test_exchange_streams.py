@@ -48,9 +48,9 @@ def test_memory_is_kept_for_the_stream_that_reads_it_and_for_no_other(streams, t
 def test_what_has_arrived_is_kept_for_the_stream_that_received_it(streams, target, copy_stream):  # noqa: F811
     arrival = exchange.copy(made(streams), target, copy_stream)
     with streams.entered(streams.new(target)):
-        arrived = arrival.receive()
-        arrived.read()
-    arrived.free()
+        tensor = arrival.receive()
+        tensor.read()
+    tensor.free()
 
 
 @WAYS
@@ -67,11 +67,11 @@ def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target
             crossing.receive().read()
     with streams.another_thread(there):
         gradient = made(streams, target)
-        returned = crossing.send_back(gradient)()
+        home_gradient = crossing.send_back(gradient)()
         gradient.free()
     with streams.entered(home):
-        returned.read()
-        returned.free()
+        home_gradient.read()
+        home_gradient.free()
 
 
 @WAYS

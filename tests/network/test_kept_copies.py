@@ -28,9 +28,9 @@ def layers(network):
 
 
 def assert_fresh(network):
-    kept = [(layer, name) for layer in layers(network) for name in layer.kept]
-    assert len(kept) == sum(1 for _ in network.parameters())
-    for layer, name in kept:
+    copies = [(layer, name) for layer in layers(network) for name in layer.kept]
+    assert len(copies) == sum(1 for _ in network.parameters())
+    for layer, name in copies:
         value, version = layer.kept[name]
         assert version == getattr(layer, name)._version and torch.equal(value, getattr(layer, name).to(BF16))
 
@@ -41,29 +41,29 @@ def test_the_bits_are_those_of_casts_in_every_step(apart, monkeypatch):
     from elsewhere.
     """
     results = []
-    for kept in (True, False):
+    for keep in (True, False):
         pair = Pair(small(), apart=apart)
         step, network, optimizer = pair.steps[0], pair.networks[0], pair.optimizers[0]
         with monkeypatch.context() as patch:
-            if not kept:
+            if not keep:
                 patch.setattr(TwoTowerAlexNet, "keep_copies", casting)
-            found = []
+            tensors = []
             for factor, frozen in ((1.0, ()), (0.5, ("conv1", "fc7")), (2.0, ("fc6",))):
                 pair.set_rates(factor, frozen)
                 for _ in range(2):
                     numbers = step(*pair.batch(2, BF16), look)
-                    found += [number.float() for number in numbers]
-                    found += [p.grad.float() for p in network.parameters() if p.grad is not None]
-                    found += [p.detach().clone() for p in network.parameters()]
-                    found += [part.clone() for parts in optimizer.velocities().values() for part in parts]
-                    if kept:
+                    tensors += [number.float() for number in numbers]
+                    tensors += [p.grad.float() for p in network.parameters() if p.grad is not None]
+                    tensors += [p.detach().clone() for p in network.parameters()]
+                    tensors += [part.clone() for parts in optimizer.velocities().values() for part in parts]
+                    if keep:
                         assert_fresh(network)
                         assert {p.grad.dtype for p in network.parameters() if p.grad is not None} == {BF16}
                 network.load_merged({name: 0.9 * value for name, value in network.merged_state().items()})
             with torch.no_grad():
                 network.eval()
-                found.append(network(*pair.batch(2, BF16)[0]))
-        results.append(found)
+                tensors.append(network(*pair.batch(2, BF16)[0]))
+        results.append(tensors)
     assert len(results[0]) == len(results[1])
     assert all(bits(one) == bits(other) for one, other in zip(*results, strict=True))
 
@@ -93,8 +93,8 @@ def test_graphs_of_another_dtype_are_not_used_again():
     pair.set_rates()
     for dtype in (torch.float32, BF16):
         pair.train(*[1] * (WARM_UP + 2), dtype=dtype)
-        captured = [shape for shape in pair.graphed.shapes.values() if shape.captured]
-        assert len(captured) == 1 and len(pair.graphs.living) == 2
+        shapes = [shape for shape in pair.graphed.shapes.values() if shape.captured]
+        assert len(shapes) == 1 and len(pair.graphs.living) == 2
 
 
 def test_a_step_casts_no_weight():
@@ -107,9 +107,9 @@ def test_a_step_casts_no_weight():
             for layer in layers(pair.networks[0]):
                 layer.kept.clear()
             pair.networks[0].keep_copies = lambda dtype: None
-        with Called() as called:
+        with Called() as calls:
             step(*batch, look)
-        counts.append(called.counts[torch.ops.aten._to_copy.default])
+        counts.append(calls.counts[torch.ops.aten._to_copy.default])
     assert counts[1] - counts[0] == 2 * PARAMETERS  # there, and the gradients back
     assert sum(1 for _ in pair.networks[0].parameters()) == PARAMETERS
 

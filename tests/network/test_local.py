@@ -85,12 +85,12 @@ def test_forward_and_gradients_against_loops(stride, pad, kernel, side):
     )
     torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-14)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    for found, wanted in zip(
+    for gradient, expected_gradient in zip(
         torch.autograd.grad(y, (x, layer.weight, layer.bias), dy),
         torch.autograd.grad(expected, (x, layer.weight, layer.bias), dy),
         strict=True,
     ):
-        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-13)
 
 
 def test_equal_kernels_everywhere_are_a_convolution():

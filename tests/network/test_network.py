@@ -111,11 +111,11 @@ def test_two_towers_equal_the_merged_network(recipe, training):
 @every("preset", [paper, source2012])
 def test_shapes_of_every_layer(preset):
     """What each layer of each tower reads and returns in a forward pass: the table of the paper, section 3."""
-    network, seen = TwoTowerAlexNet(preset(), ("meta", "meta")), {}
+    network, shapes = TwoTowerAlexNet(preset(), ("meta", "meta")), {}
     for index, tower in enumerate(network.towers):
         for name, layer in tower.named_children():
             layer.register_forward_hook(
-                lambda module, inputs, output, key=(name, index): seen.update(
+                lambda module, inputs, output, key=(name, index): shapes.update(
                     {key: (tuple(inputs[0].shape), tuple(output.shape))}
                 )
             )
@@ -131,9 +131,11 @@ def test_shapes_of_every_layer(preset):
         "fc7": ((4096,), (2048,)),
         "fc8": ((4096,), (1000,)),
     }
-    expected = {(name, index): ((2, *read), (2, *output)) for name, (read, output) in table.items() for index in (0, 1)}
+    expected = {
+        (name, index): ((2, *inputs), (2, *output)) for name, (inputs, output) in table.items() for index in (0, 1)
+    }
     del expected["fc8", 1]
-    assert seen == expected
+    assert shapes == expected
 
 
 def test_a_tower_is_not_the_other():
@@ -142,11 +144,11 @@ def test_a_tower_is_not_the_other():
     x = images(mini())
     before = network(x, x)
     state = network.merged_state()
-    swapped = {
+    swapped_state = {
         name: torch.cat(tensor.chunk(2)[::-1]) if not name.startswith("fc8") else tensor
         for name, tensor in state.items()
     }
-    network.load_merged(swapped)
+    network.load_merged(swapped_state)
     assert (network(x, x) - before).abs().max() > 1e-3 * before.abs().max()
 
 
@@ -157,8 +159,8 @@ def test_merged_names_and_shapes():
         name: (sum(len(part) for part in parts), *parts[0].shape[1:])
         for name, parts in network.layer_parameters().items()
     } == SHAPES
-    small = TwoTowerAlexNet(change_layers(paper(), "fc6", "fc7", maps=4), ("cpu", "cpu"))
-    assert list(small.merge().state_dict()) == list(SHAPES)
+    small_network = TwoTowerAlexNet(change_layers(paper(), "fc6", "fc7", maps=4), ("cpu", "cpu"))
+    assert list(small_network.merge().state_dict()) == list(SHAPES)
     assert sum(p.numel() for p in network.towers[0].parameters()) == 32_531_112
     assert sum(p.numel() for p in network.towers[1].parameters()) == 28_434_112
     assert not hasattr(network.towers[1], "fc8")
@@ -230,14 +232,14 @@ def test_dropout_only_in_training_and_new_every_step():
 def test_test_time_halves_the_hidden_outputs():
     """Section 4.2: all units are used and their outputs multiplied by 0.5."""
     network = TwoTowerAlexNet(mini(), ("cpu", "cpu"), classes=5).double().eval()
-    x, seen = images(mini()), {}
+    x, calls = images(mini()), {}
     for index, tower in enumerate(network.towers):
-        tower.fc6.register_forward_hook(lambda module, _, output, index=index: seen.update({index: (module, output)}))
-        tower.fc6.register_forward_pre_hook(lambda module, inputs, index=index: seen.update({f"in{index}": inputs[0]}))
+        tower.fc6.register_forward_hook(lambda module, _, output, index=index: calls.update({index: (module, output)}))
+        tower.fc6.register_forward_pre_hook(lambda module, inputs, index=index: calls.update({f"in{index}": inputs[0]}))
     network(x, x)
     for index in (0, 1):
-        module, output = seen[index]
-        expected = 0.5 * torch.relu(seen[f"in{index}"].flatten(1) @ module.weight.T + module.bias)
+        module, output = calls[index]
+        expected = 0.5 * torch.relu(calls[f"in{index}"].flatten(1) @ module.weight.T + module.bias)
         torch.testing.assert_close(output, expected, rtol=1e-12, atol=0)
 
 
@@ -322,8 +324,8 @@ def test_transforms_and_higher_derivatives_go_through_the_crossings_on_one_devic
     recipe = change_layers(mini(), "conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", maps=2)
     network = TwoTowerAlexNet(recipe, ("cpu", "cpu"), classes=3, kernels="reference").double().eval()
     merged, x = network.merge().double().eval(), images(recipe, 1)
-    found, expected = [], []
-    for answers, function in ((found, lambda x: network(x, x)), (expected, merged)):
+    actual, expected = [], []
+    for answers, function in ((actual, lambda x: network(x, x)), (expected, merged)):
 
         def scalar(x, function=function):
             return function(x).square().sum()
@@ -334,7 +336,7 @@ def test_transforms_and_higher_derivatives_go_through_the_crossings_on_one_devic
         leaf = x.clone().requires_grad_()
         (first,) = torch.autograd.grad(scalar(leaf), leaf, create_graph=True)
         answers.append(torch.autograd.grad(first.sum(), leaf)[0])
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert one.abs().max() > 0
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12 * other.abs().max().item())
-    torch.testing.assert_close(found[2], found[3], rtol=1e-9, atol=1e-12 * found[3].abs().max().item())
+    torch.testing.assert_close(actual[2], actual[3], rtol=1e-9, atol=1e-12 * actual[3].abs().max().item())

@@ -43,10 +43,10 @@ def test_a_piece_of_a_microbatch_knows_no_pairs():
 def test_what_is_read_is_what_is_computed_and_never_nothing():
     for count, _, _, all_pairs in cases():
         for each in all_pairs:
-            read = range(count)[each.read(count)]
-            computed = [row for piece in each.own(count) for row in range(count)[each.rows(piece, count)]]
-            assert list(read) == computed or (not computed and list(read) == [0])
-            assert list(range(count)[each.own_rows(count)]) == computed
+            input_rows = range(count)[each.read(count)]
+            own_rows = [row for piece in each.own(count) for row in range(count)[each.rows(piece, count)]]
+            assert list(input_rows) == own_rows or (not own_rows and list(input_rows) == [0])
+            assert list(range(count)[each.own_rows(count)]) == own_rows
         rows = all_pairs[-1].rows_of_all(count)
         assert [row for each in rows for row in range(count)[each]] == list(range(count)) and len(rows) == len(
             all_pairs

@@ -44,15 +44,15 @@ def by_definition(parts):
 def summed(count, pairs, microbatch=1):
     """[what each of the pairs gets], [the most sums that each kept at once]"""
     boxes = {(origin, to): queue.Queue() for origin in range(pairs) for to in range(pairs)}
-    totals, kept = [None] * pairs, [0] * pairs
+    totals, maxima = [None] * pairs, [0] * pairs
 
     def compute(pair):
         pieces = Pieces(pair, pairs, microbatch)
-        given = terms(count)
-        tree = TreeSum(count, lambda piece: pieces.owner(piece, count), pair, given[0], Mail(pair, boxes))
+        all_terms = terms(count)
+        tree = TreeSum(count, lambda piece: pieces.owner(piece, count), pair, all_terms[0], Mail(pair, boxes))
         for piece in pieces.own(count):
-            tree.add(piece, [tensor.clone() for tensor in given[piece]])
-            kept[pair] = max(kept[pair], len(tree.nodes))
+            tree.add(piece, [tensor.clone() for tensor in all_terms[piece]])
+            maxima[pair] = max(maxima[pair], len(tree.nodes))
         totals[pair] = tree.total()
         assert not tree.nodes
 
@@ -62,7 +62,7 @@ def summed(count, pairs, microbatch=1):
     for thread in threads:
         thread.join(30)
     assert all(box.empty() for box in boxes.values())
-    return totals, kept
+    return totals, maxima
 
 
 @every("count", [*range(1, 20), 31, 32, 33])
@@ -85,6 +85,6 @@ def test_few_sums_are_kept():
     """One for each bit of the number of terms, and of terms that don't begin at a power of two twice as many."""
     for count in (32, 33, 63, 100):
         for pairs in (1, 2, 3, 4):
-            totals, kept = summed(count, pairs)
-            assert totals[0] is not None and min(kept) >= 1
-            assert max(kept) <= (1 if pairs == 1 else 2) * count.bit_length()
+            totals, maxima = summed(count, pairs)
+            assert totals[0] is not None and min(maxima) >= 1
+            assert max(maxima) <= (1 if pairs == 1 else 2) * count.bit_length()

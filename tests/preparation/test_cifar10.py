@@ -47,31 +47,31 @@ def test_every_picture_has_its_label(tmp_path, version, archive, given):
 
 def test_planes_become_a_picture(tmp_path):
     item = find(make_cifar10(tmp_path)).splits["train"][0]
-    found = picture(item, 32)
-    assert found.shape == (32, 32, 3) and found.dtype == np.uint8
+    pixels = picture(item, 32)
+    assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
     red, green, blue = TRAIN[0][0][3].reshape(3, 32, 32)
     assert (
-        np.array_equal(found[:, :, 0], red)
-        and np.array_equal(found[:, :, 1], green)
-        and np.array_equal(found[:, :, 2], blue)
+        np.array_equal(pixels[:, :, 0], red)
+        and np.array_equal(pixels[:, :, 1], green)
+        and np.array_equal(pixels[:, :, 2], blue)
     )
     assert picture(item, 48).shape == (48, 48, 3)
 
 
 def test_the_same_set_in_every_form(tmp_path):
     """Names, labels and order, also of validation images cut from train; the test batch is then the test set."""
-    found = []
+    listings = []
     for version, archive in FORMS:
         source = find(make_cifar10(tmp_path / f"{version}{archive}", version, archive), 0.3)
-        found.append({split: [(item.name, item.label) for item in items] for split, items in source.splits.items()})
-    first = found[0]
-    assert found.count(first) == 4 and {split: len(items) for split, items in first.items()} == {
+        listings.append({split: [(item.name, item.label) for item in items] for split, items in source.splits.items()})
+    listing = listings[0]
+    assert listings.count(listing) == 4 and {split: len(items) for split, items in listing.items()} == {
         "train": 70,
         "val": 30,
         "test": 20,
     }
-    assert [label for _, label in first["val"]] == [label for label in range(10) for _ in range(3)]
-    assert all(name.startswith("test_batch/") for name, _ in first["test"])
+    assert [label for _, label in listing["val"]] == [label for label in range(10) for _ in range(3)]
+    assert all(name.startswith("test_batch/") for name, _ in listing["test"])
 
 
 @every("dump", [python2, *map(python3, range(2, 6))], ids=["Python 2", *"2345"])
@@ -100,8 +100,8 @@ def test_pickles_with_keys_of_text(tmp_path, protocol):
 
 
 def test_python_agrees_with_the_fixture_of_python_2():
-    found = pickle.loads(cifar_files("python")["data_batch_1"], encoding="bytes")
-    assert np.array_equal(found[b"data"], TRAIN[0][0]) and found[b"labels"] == TRAIN[0][1]
+    fields = pickle.loads(cifar_files("python")["data_batch_1"], encoding="bytes")
+    assert np.array_equal(fields[b"data"], TRAIN[0][0]) and fields[b"labels"] == TRAIN[0][1]
 
 
 def test_the_binary_folder_is_taken_first(tmp_path):
@@ -203,9 +203,9 @@ def batch(**changes):
 def test_damaged_pickles_are_refused(tmp_path, content, message):
     write(make_cifar10(tmp_path, "python"), {"data_batch_3": content})
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
-    with pytest.raises(UserError, match=message) as raised:
+    with pytest.raises(UserError, match=message) as refusal:
         find(tmp_path)
-    assert str(raised.value).startswith(str(path)) and str(raised.value).isprintable()
+    assert str(refusal.value).startswith(str(path)) and str(refusal.value).isprintable()
 
 
 class Evil:
@@ -273,9 +273,9 @@ def test_steps_that_do_harm_elsewhere(steps, message):
 def test_a_pickle_cannot_multiply_its_bytes():
     """A few bytes that turn a long text to bytes once more, again and again: 250 MB from 1 MB."""
     text = b"X" + (1 << 20).to_bytes(4, "little") + b"x" * (1 << 20) + b"q\0"
-    again = GLOBALS[3] + b"h\0X\6\0\0\0latin1\x86R"
+    opcodes = GLOBALS[3] + b"h\0X\6\0\0\0latin1\x86R"
     with pytest.raises(ValueError, match="repeats itself"):
-        unpickled(b"\x80\2](" + text + again * 250 + b"e.")
+        unpickled(b"\x80\2](" + text + opcodes * 250 + b"e.")
 
 
 def test_a_large_archive_is_refused(tmp_path, monkeypatch):

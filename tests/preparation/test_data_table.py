@@ -203,7 +203,7 @@ def rows():
     """{what: (outcome and words of prepare, of a tar, of train)}."""
     table = re.search(r"\| what \| example .*?\n\n", DOCS.read_text("utf-8"), re.DOTALL)[0]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:] if line]
-    return {what: (first, tar or first, train or first) for what, _, first, tar, train in cells}
+    return {what: (folder, tar or folder, train or folder) for what, _, folder, tar, train in cells}
 
 
 def make_folder(root, files):
@@ -243,13 +243,13 @@ def prepared(source, dest, capsys):
     capsys.readouterr()
     arguments = [str(source), str(dest), "--size", str(SIZE), "--workers", "0", "--raw"]
     assert prepare.main(arguments) == 0
-    made = Prepared(dest, SIZE)
-    return {name: list(split.names) for name, split in made.splits.items()}, said(capsys)
+    dataset = Prepared(dest, SIZE)
+    return {name: list(split.names) for name, split in dataset.splits.items()}, said(capsys)
 
 
 def said(capsys):
-    captured = capsys.readouterr()
-    return (captured.out + captured.err).splitlines()
+    output = capsys.readouterr()
+    return (output.out + output.err).splitlines()
 
 
 def trained(root, _, capsys):
@@ -263,35 +263,35 @@ def trained(root, _, capsys):
     return names, [*folder.passed_over, *said(capsys)]
 
 
-def check(answer, expected, named, source, *arguments):
+def check(answer, expected, mentions, source, *arguments):
     """That answer(source, ...) is as a cell of the table says."""
     outcome, words = expected.split(":")[0], re.search("`(.*)`", expected)
     if outcome == "refused":
-        with pytest.raises(UserError) as raised:
+        with pytest.raises(UserError) as refusal:
             answer(source, *arguments)
-        for name in named:
-            shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")  # of no UTF-8: its bytes
-            assert printable(name) in str(raised.value) or shown in str(raised.value), raised.value
-        assert words[1] in str(raised.value) and "\n" not in str(raised.value)
+        for name in mentions:
+            text = name.encode(errors="surrogateescape").decode(errors="backslashreplace")  # of no UTF-8: its bytes
+            assert printable(name) in str(refusal.value) or text in str(refusal.value), refusal.value
+        assert words[1] in str(refusal.value) and "\n" not in str(refusal.value)
         return
     splits, lines = answer(source, *arguments)
-    passed = [line for line in lines if line.startswith("passed over, ")]
+    remarks = [line for line in lines if line.startswith("passed over, ")]
     if outcome == "read":
-        come = set() if "without" in expected else {name for name in named if not name.endswith("/")}
+        additions = set() if "without" in expected else {name for name in mentions if not name.endswith("/")}
         if "said" in expected:
-            (line,) = (line for line in lines if words[1] in line and all(name in line for name in named))
-            come, named = come if "the first" in expected else set(), ()
+            (line,) = (line for line in lines if words[1] in line and all(name in line for name in mentions))
+            additions, mentions = additions if "the first" in expected else set(), ()
         elif "the first" in expected:
-            assert not any(name in line for name in named for line in lines)
+            assert not any(name in line for name in mentions for line in lines)
         if "as val" in expected:
             assert [len(splits[name]) for name in ("train", "val")] == [4, 4]
-        assert come <= set(splits["train"]) and splits.keys() >= {"train", "val"}
-        assert len(splits["train"]) + len(splits["val"]) >= 4 and not any(name in "".join(passed) for name in named)
+        assert additions <= set(splits["train"]) and splits.keys() >= {"train", "val"}
+        assert len(splits["train"]) + len(splits["val"]) >= 4 and not any(name in "".join(remarks) for name in mentions)
     else:
         assert outcome == "passed over"
         assert {name: len(names) for name, names in splits.items()} == {"train": 4, "val": 4}
-        (line,) = (line for line in passed if line.startswith(f"passed over, {words[1]}"))
-        assert f": {len(named)} (" in line and all(name in line for name in named), line
+        (line,) = (line for line in remarks if line.startswith(f"passed over, {words[1]}"))
+        assert f": {len(mentions)} (" in line and all(name in line for name in mentions), line
 
 
 def test_the_table_has_every_case_and_no_other():
@@ -302,7 +302,7 @@ def test_every_row_is_true(tmp_path, capsys):
     """Of all forms; a refusal or a line names what it is about."""
     for what, (on_disk, in_tar, in_training) in rows().items():
         cases = CASES[what] if isinstance(CASES[what], list) else [CASES[what]]
-        for number, (files, named) in enumerate(cases):
+        for number, (files, mentions) in enumerate(cases):
             place = tmp_path / f"{list(CASES).index(what)}-{number}"
             folder, archive = make_folder(place / "folder", files), make_tar(place / "set.tar", files)
             for answer, source, expected, dest in (
@@ -311,7 +311,7 @@ def test_every_row_is_true(tmp_path, capsys):
                 (trained, folder, in_training, ""),
             ):
                 try:
-                    check(answer, expected, named, source, place / dest, capsys)
+                    check(answer, expected, mentions, source, place / dest, capsys)
                 except BaseException as error:
                     error.add_note(f"{what}, {number}, {source.name}, {answer.__name__}: {expected}")
                     raise

@@ -115,10 +115,10 @@ def test_a_variable_that_is_no_table():
 
 def test_a_compressed_bomb(monkeypatch):
     monkeypatch.setattr("alexnet_mp.preparation.devkit.LARGEST", 1 << 16)
-    packed = zlib.compress(bytes(32 << 20))
+    stream = zlib.compress(bytes(32 << 20))
     tracemalloc.start()
     with pytest.raises(ValueError, match="more than 65,536 bytes"):
-        struct_array(saved(["a"])[:128] + struct.pack("<II", 15, len(packed)) + packed, "t", ("f",))
+        struct_array(saved(["a"])[:128] + struct.pack("<II", 15, len(stream)) + stream, "t", ("f",))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20

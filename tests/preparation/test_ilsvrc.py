@@ -42,8 +42,8 @@ def seeds(source, split):
     return [(item.label, KNOWN[picture(item, SIZE).tobytes()]) for item in source.splits[split]]
 
 
-def expected(split, each):
-    return [(label, seed_of(split, label, number)) for label in LABELS for number in range(each)]
+def expected(split, count):
+    return [(label, seed_of(split, label, number)) for label in LABELS for number in range(count)]
 
 
 def test_every_image_of_2012_has_its_label(tmp_path):
@@ -68,9 +68,9 @@ def test_every_image_of_2010_has_its_label_and_its_patch(tmp_path):
     source = find(make_ilsvrc2010(tmp_path), note=notes.append)
     assert source.classes == list(WNIDS) and source.class_names == list(WORDS) and source.ids == list(IDS)
     assert list(source.splits) == ["train", "val", "test"]
-    patched = {(1, seed_of("train", 1, 0)): (1, 9000), (2, seed_of("test", 2, 0)): (2, 9001)}
-    for split, each in (("train", 3), ("val", 2), ("test", 2)):
-        assert seeds(source, split) == [patched.get(which, which) for which in expected(split, each)]
+    patches = {(1, seed_of("train", 1, 0)): (1, 9000), (2, seed_of("test", 2, 0)): (2, 9001)}
+    for split, count in (("train", 3), ("val", 2), ("test", 2)):
+        assert seeds(source, split) == [patches.get(key, key) for key in expected(split, count)]
     assert notes == ["patch_images.tar: 2 of its 3 images replace another"]
 
 
@@ -85,9 +85,9 @@ def test_an_unpacked_devkit_will_do(tmp_path):
     make_ilsvrc2012(tmp_path)
     with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
-    packed = find(tmp_path)
+    source = find(tmp_path)
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").unlink()
-    assert find(tmp_path) == packed
+    assert find(tmp_path) == source
     (tmp_path / "ILSVRC2012_devkit_t12/data/meta.mat").unlink()
     assert "no data/meta.mat; it has classes" in refused(tmp_path)
 
@@ -347,6 +347,6 @@ def test_two_sources_in_one_directory_are_not_guessed_at(tmp_path):
 def test_gzipped_images_are_unpacked(tmp_path):
     """ILSVRC-2010 has some."""
     files = synset_tar_files(2)
-    packed = {f"{WNIDS[0]}_{number}.JPEG": gzip.compress(image(seed_of("train", 0, number))) for number in range(2)}
-    source = find(write(tmp_path, files | {f"{WNIDS[0]}.tar": tar(packed)}), 0.5)
+    images = {f"{WNIDS[0]}_{number}.JPEG": gzip.compress(image(seed_of("train", 0, number))) for number in range(2)}
+    source = find(write(tmp_path, files | {f"{WNIDS[0]}.tar": tar(images)}), 0.5)
     assert sorted(seeds(source, "train") + seeds(source, "val")) == expected("train", 2)

@@ -22,19 +22,19 @@ from alexnet_mp.system.errors import UserError
 @pytest.mark.process
 @pytest.mark.parametrize("options", [[], ["--raw"]], ids=["jpeg", "raw"])
 def test_any_number_of_processes_makes_the_same_bytes(source, tmp_path, monkeypatch, options):
-    first = files(prepared(monkeypatch, source, tmp_path / "0", *options))
+    before = files(prepared(monkeypatch, source, tmp_path / "0", *options))
     for workers in (0, 1, 3):
-        assert files(prepared(monkeypatch, source, tmp_path / f"again-{workers}", *options, workers=workers)) == first
+        assert files(prepared(monkeypatch, source, tmp_path / f"again-{workers}", *options, workers=workers)) == before
     os.rename(source, tmp_path / "elsewhere")
     os.mkdir(tmp_path / "in")
-    moved = os.rename(tmp_path / "elsewhere", tmp_path / "in" / "source") or tmp_path / "in" / "source"
-    assert files(prepared(monkeypatch, moved, tmp_path / "moved", *options)) == first
-    assert not any(str(tmp_path).encode() in content for content in first.values())
+    place = os.rename(tmp_path / "elsewhere", tmp_path / "in" / "source") or tmp_path / "in" / "source"
+    assert files(prepared(monkeypatch, place, tmp_path / "moved", *options)) == before
+    assert not any(str(tmp_path).encode() in content for content in before.values())
 
 
 def test_the_shards_are_plain_tars_in_webdatasets_naming(source, tmp_path, monkeypatch):
     dest = prepared(monkeypatch, source, tmp_path / "set")
-    split, seen = Prepared(dest, SIZE).splits["train"], []
+    split, keys = Prepared(dest, SIZE).splits["train"], []
     for number in range(3):
         with tarfile.open(dest / f"train-{number:05d}.tar") as tar:
             members = tar.getmembers()
@@ -43,14 +43,14 @@ def test_the_shards_are_plain_tars_in_webdatasets_naming(source, tmp_path, monke
                 assert len(key) == 8 and label.name == f"{key}.cls"
                 assert tar.extractfile(image).read() == split.jpeg(int(key)).tobytes()
                 assert tar.extractfile(label).read() == b"%d" % split.labels[int(key)]
-                seen.append(int(key))
+                keys.append(int(key))
             facts = {(member.mtime, member.uid, member.gid, member.uname, member.mode) for member in members}
             assert facts == {(0, 0, 0, "", 0o644)}
             assert members[0].pax_headers == {}
         assert (dest / f"train-{number:05d}.tar").stat().st_size % 10240 == 0
-    assert sorted(seen) == list(range(27)) and seen != sorted(seen)
+    assert sorted(keys) == list(range(27)) and keys != sorted(keys)
     assert all(
-        len({split.labels[key] for key in seen[start : start + 9]}) == 3 for start in (0, 9, 18)
+        len({split.labels[key] for key in keys[start : start + 9]}) == 3 for start in (0, 9, 18)
     )  # mixed classes
 
 
@@ -69,14 +69,14 @@ def test_webdataset_reads_it(source, tmp_path, monkeypatch, options, kind):
 @pytest.mark.parametrize("options", [[], ["--raw"]], ids=["jpeg", "raw"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_statistics_are_those_of_the_pictures_as_training_reads_them(source, tmp_path, monkeypatch, options, workers):
-    found = Prepared(prepared(monkeypatch, source, tmp_path / "set", *options, workers=workers), SIZE)
-    split = found.splits["train"]
+    data = Prepared(prepared(monkeypatch, source, tmp_path / "set", *options, workers=workers), SIZE)
+    split = data.splits["train"]
     pictures = np.stack([split.read(image) for image in range(len(split))]).astype(np.float64)
-    assert found.statistics.mean.dtype == np.float64 and np.abs(found.statistics.mean - pictures.mean(0)).max() <= 1e-9
+    assert data.statistics.mean.dtype == np.float64 and np.abs(data.statistics.mean - pictures.mean(0)).max() <= 1e-9
     values, vectors = np.linalg.eigh(np.cov(pictures.reshape(-1, 3).T / 255, bias=True))
-    assert np.abs(found.statistics.eigenvalues - values).max() <= 1e-9 * values.max()
+    assert np.abs(data.statistics.eigenvalues - values).max() <= 1e-9 * values.max()
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), range(3)])
-    assert np.abs(found.statistics.eigenvectors - vectors).max() <= 1e-9
+    assert np.abs(data.statistics.eigenvectors - vectors).max() <= 1e-9
 
 
 @pytest.mark.process
@@ -96,11 +96,11 @@ def test_every_source_comes_out_as_it_went_in(tmp_path, monkeypatch, make):
     place = make(tmp_path / "source") or tmp_path / "source"
     expected = sources.find(place)
     dest = prepared(monkeypatch, place, tmp_path / "set", "--raw", size=24, workers=2)
-    found, index = Prepared(dest, 24, tuple(expected.splits)), read_index(dest)
-    assert found.classes == expected.classes and found.class_names == expected.class_names
+    dataset, index = Prepared(dest, 24, tuple(expected.splits)), read_index(dest)
+    assert dataset.classes == expected.classes and dataset.class_names == expected.class_names
     assert index.source == expected.kind.replace(str(place), place.name) and str(tmp_path) not in index.source
     for name, items in expected.splits.items():
-        split = found.splits[name]
+        split = dataset.splits[name]
         assert list(split.names) == [item.name for item in items] and split.labels.tolist() == [
             item.label for item in items
         ]
@@ -119,8 +119,8 @@ def test_the_competitions_numbers_of_the_classes_are_kept(source, tmp_path, monk
     assert Prepared(dest, 24).ids is None and read_index(dest).fingerprint() == fingerprint
     capsys.readouterr()
     prepared(monkeypatch, tmp_path / "archives", dest, size=24)
-    printed = capsys.readouterr().out
-    assert files(dest) == before and "numbers in the competition were added" in printed and "complete" in printed
+    output = capsys.readouterr().out
+    assert files(dest) == before and "numbers in the competition were added" in output and "complete" in output
     prepared(monkeypatch, tmp_path / "archives", dest, size=24)
     assert files(dest) == before and "were added" not in capsys.readouterr().out
     others = prepared(monkeypatch, source, tmp_path / "others")
@@ -141,12 +141,12 @@ def test_size_and_quality_come_from_the_recipe_or_the_command(source, tmp_path, 
         assert prepare.main([str(source), str(tmp_path / name), "--workers", "2", *options]) == 0
         return read_index(tmp_path / name)
 
-    made = index("mini", "--recipe", "mini", "--quality", "60")
-    assert (made.stored_size, made.encoding, made.jpeg_quality) == (112, "jpeg", 60)
-    made = index("paper", "--raw")
-    assert (made.stored_size, made.encoding, made.jpeg_quality) == (256, "raw", None)
-    made = index("small", "--size", "8")
-    assert (made.stored_size, made.encoding, made.jpeg_quality) == (8, "jpeg", 95)
+    record = index("mini", "--recipe", "mini", "--quality", "60")
+    assert (record.stored_size, record.encoding, record.jpeg_quality) == (112, "jpeg", 60)
+    record = index("paper", "--raw")
+    assert (record.stored_size, record.encoding, record.jpeg_quality) == (256, "raw", None)
+    record = index("small", "--size", "8")
+    assert (record.stored_size, record.encoding, record.jpeg_quality) == (8, "jpeg", 95)
 
 
 @every(
@@ -222,9 +222,9 @@ def test_a_set_of_something_else_is_not_gone_on_with(source, tmp_path, monkeypat
     assert len(before) > 3
     if change:
         change(source)
-    with pytest.raises(UserError, match=named) as raised:
+    with pytest.raises(UserError, match=named) as refusal:
         prepare.main([str(source), str(dest), "--size", "48", "--workers", "0", *options])
-    assert "another source or other settings" in str(raised.value) and "another DEST" in str(raised.value)
+    assert "another source or other settings" in str(refusal.value) and "another DEST" in str(refusal.value)
     assert every_file(dest) == before
 
 
@@ -278,19 +278,19 @@ def test_a_directory_that_cannot_be_made_is_named(source):
 
 def test_a_squeezed_set_says_so_and_is_another_one(source, tmp_path, monkeypatch, capsys):
     """--warp: the pictures are squeezed, the index says it, a set of the other kind is not taken for it."""
-    squeezed = prepared(monkeypatch, source, tmp_path / "squeezed", "--raw", "--warp", workers=2)
-    plain = prepared(monkeypatch, source, tmp_path / "plain", "--raw")
-    split = Prepared(squeezed, SIZE).splits["train"]
+    warp_dest = prepared(monkeypatch, source, tmp_path / "squeezed", "--raw", "--warp", workers=2)
+    plain_dest = prepared(monkeypatch, source, tmp_path / "plain", "--raw")
+    split = Prepared(warp_dest, SIZE).splits["train"]
     for number, name in enumerate(split.names):
         with Image.open(source / "train" / name) as image:
             assert np.array_equal(split.read(number), stored_picture(image, SIZE, warp=True)), name
-    described = [Prepared(place, SIZE).description.replace(str(place), "") for place in (squeezed, plain)]
-    assert read_index(squeezed).squeezed and ["squeezed" in text for text in described] == [True, False]
-    assert not read_index(plain).squeezed and b"squeezed" not in (plain / "index.json").read_bytes()
-    assert read_index(plain).fingerprint() != read_index(squeezed).fingerprint()
+    descriptions = [Prepared(place, SIZE).description.replace(str(place), "") for place in (warp_dest, plain_dest)]
+    assert read_index(warp_dest).squeezed and ["squeezed" in text for text in descriptions] == [True, False]
+    assert not read_index(plain_dest).squeezed and b"squeezed" not in (plain_dest / "index.json").read_bytes()
+    assert read_index(plain_dest).fingerprint() != read_index(warp_dest).fingerprint()
     capsys.readouterr()
-    prepared(monkeypatch, source, squeezed, "--raw", "--warp")
+    prepared(monkeypatch, source, warp_dest, "--raw", "--warp")
     assert "there already, and complete" in capsys.readouterr().out
-    for place, options in ((plain, ["--warp"]), (squeezed, [])):
+    for place, options in ((plain_dest, ["--warp"]), (warp_dest, [])):
         with pytest.raises(UserError, match="other settings .pictures"):
             prepared(monkeypatch, source, place, "--raw", *options)

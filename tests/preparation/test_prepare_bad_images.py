@@ -26,25 +26,25 @@ def break_image(source, name="train/leaf/3.jpg"):
 @pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_first_unreadable_image_stops_it(source, tmp_path, monkeypatch, workers):
-    whole, content = files(prepared(monkeypatch, source, tmp_path / "whole")), break_image(source)
+    expected, content = files(prepared(monkeypatch, source, tmp_path / "whole")), break_image(source)
     with pytest.raises(UserError, match="cannot read image .*train/leaf/3.jpg: .*runcated.*--bad-images skip"):
         prepared(monkeypatch, source, tmp_path / "set", workers=workers)
     assert not (tmp_path / "set" / "index.json").exists()
     assert not [name for name in leftovers(tmp_path / "set") if "partial" in name]
     (source / "train/leaf/3.jpg").write_bytes(content)
     # mended, the same command goes on
-    assert but_times(files(prepared(monkeypatch, source, tmp_path / "set", workers=workers))) == but_times(whole)
+    assert but_times(files(prepared(monkeypatch, source, tmp_path / "set", workers=workers))) == but_times(expected)
 
 
 @pytest.mark.process
 def test_unreadable_images_are_left_out_and_listed(source, tmp_path, monkeypatch, capsys):
-    whole = Prepared(prepared(monkeypatch, source, tmp_path / "whole", "--raw"), SIZE)
+    original = Prepared(prepared(monkeypatch, source, tmp_path / "whole", "--raw"), SIZE)
     break_image(source)
     (source / "val/sky/0.jpg").write_bytes(b"")
     dest = prepared(monkeypatch, source, tmp_path / "set", "--raw", "--bad-images", "skip", workers=2)
-    printed = capsys.readouterr().out
-    assert "2 unreadable images were left out" in printed and "left out: leaf/3.jpg: " in printed
-    index, found = read_index(dest), Prepared(dest, SIZE)
+    output = capsys.readouterr().out
+    assert "2 unreadable images were left out" in output and "left out: leaf/3.jpg: " in output
+    index, subset = read_index(dest), Prepared(dest, SIZE)
     (first,), (second,) = index.splits["train"].skipped, index.splits["val"].skipped
     assert (first.number, first.name) == (9 + 3, "leaf/3.jpg") and "runcated" in first.reason
     assert (
@@ -53,18 +53,18 @@ def test_unreadable_images_are_left_out_and_listed(source, tmp_path, monkeypatch
         and str(tmp_path) not in second.reason + first.reason
     )
     for split, number in (("train", 12), ("val", 10)):
-        ours, theirs = found.splits[split], whole.splits[split]
-        kept = np.delete(np.arange(len(theirs)), number)
-        assert len(ours) == len(kept) and np.array_equal(ours.labels, theirs.labels[kept])
-        assert list(ours.names) == [theirs.names[image] for image in kept]
+        ours, theirs = subset.splits[split], original.splits[split]
+        indices = np.delete(np.arange(len(theirs)), number)
+        assert len(ours) == len(indices) and np.array_equal(ours.labels, theirs.labels[indices])
+        assert list(ours.names) == [theirs.names[image] for image in indices]
         # the others are in the shards that they would be in
-        assert np.array_equal(ours.columns.shard, theirs.columns.shard[kept])
-        for image, before in enumerate(kept):
+        assert np.array_equal(ours.columns.shard, theirs.columns.shard[indices])
+        for image, before in enumerate(indices):
             assert np.array_equal(ours.read(image), theirs.read(before))
     keys = [member.name for shard in index.splits["train"].shards for member in tarfile.open(dest / shard.file)]
     assert "00000013.ppm" in keys and "00000012.ppm" not in keys and len(keys) == 52
     assert (
-        np.abs(found.statistics.mean - np.mean([found.splits["train"].read(image) for image in range(26)], 0)).max()
+        np.abs(subset.statistics.mean - np.mean([subset.splits["train"].read(image) for image in range(26)], 0)).max()
         < 1e-9
     )
     assert prepare.main(["--check", str(dest), "--workers", "0"]) == 0
@@ -73,7 +73,7 @@ def test_unreadable_images_are_left_out_and_listed(source, tmp_path, monkeypatch
 
 
 def test_skip_goes_on_where_stop_stopped_and_what_was_mended_is_taken_in(source, tmp_path, monkeypatch):
-    whole, dest, content = (
+    expected, dest, content = (
         files(prepared(monkeypatch, source, tmp_path / "whole")),
         tmp_path / "set",
         break_image(source),
@@ -92,8 +92,8 @@ def test_skip_goes_on_where_stop_stopped_and_what_was_mended_is_taken_in(source,
         patch.setattr(build, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         prepare.main(skip)
     (source / "train/leaf/3.jpg").write_bytes(content)
-    mended = but_times(files(prepared(monkeypatch, source, dest, "--bad-images", "skip")))
-    assert mended == but_times(whole) != but_times(without)
+    contents = but_times(files(prepared(monkeypatch, source, dest, "--bad-images", "skip")))
+    assert contents == but_times(expected) != but_times(without)
 
 
 def test_a_part_of_fewer_images_is_never_taken_for_that_of_the_whole_shard(source, tmp_path, monkeypatch):
@@ -102,10 +102,10 @@ def test_a_part_of_fewer_images_is_never_taken_for_that_of_the_whole_shard(sourc
     def stop(*_):
         raise KeyboardInterrupt
 
-    def stopped(name, where):
+    def stopped(name, module):
         with monkeypatch.context() as patch:
             patch.setattr(shards, "IMAGES_PER_SHARD", PER_SHARD)
-            patch.setattr(where, name, stop)
+            patch.setattr(module, name, stop)
             patch.setattr(
                 Path, "unlink", lambda path, **kwargs: None if path.suffix == ".tar" else unlink(path, **kwargs)
             )
@@ -140,9 +140,9 @@ def test_a_class_may_be_missing_from_the_validation_images(source, tmp_path, mon
 
 
 def test_a_shard_whose_images_are_all_unreadable_is_an_empty_tar(source, tmp_path, monkeypatch):
-    whole = Prepared(prepared(monkeypatch, source, tmp_path / "whole"), SIZE).splits["train"]
-    for image in np.flatnonzero(whole.columns.shard == 2):
-        (source / "train" / whole.names[image]).write_bytes(b"no image")
+    split = Prepared(prepared(monkeypatch, source, tmp_path / "whole"), SIZE).splits["train"]
+    for image in np.flatnonzero(split.columns.shard == 2):
+        (source / "train" / split.names[image]).write_bytes(b"no image")
     dest = prepared(monkeypatch, source, tmp_path / "set", "--bad-images", "skip")
     assert [shard.images for shard in read_index(dest).splits["train"].shards] == [10, 10, 0]
     assert (
@@ -169,18 +169,18 @@ def test_a_broken_archive_is_named_and_makes_nothing(tmp_path):
 @pytest.mark.process
 def test_progress_counts_every_image_that_is_left_to_do(source, tmp_path, monkeypatch):
     interrupted(monkeypatch, source, tmp_path / "set", 13)
-    seen = []
+    counts = []
 
     class Bar:
         def __init__(self, what, total):
-            seen.append(total)
+            counts.append(total)
 
         def __enter__(self):
-            return seen.append
+            return counts.append
 
         def __exit__(self, *_):
             pass
 
     monkeypatch.setattr(build, "progress", Bar)
     prepared(monkeypatch, source, tmp_path / "set", workers=2)
-    assert seen[0] == 32 and sum(seen[1:]) == 32
+    assert counts[0] == 32 and sum(counts[1:]) == 32

@@ -29,17 +29,17 @@ from alexnet_mp.system.errors import UserError
 
 
 def test_what_was_done_is_kept_and_the_rest_is_done(source, tmp_path, monkeypatch, capsys):
-    whole, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), tmp_path / "set"
+    expected, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), tmp_path / "set"
     for images in (0, 5, 13, 9, 1):  # of ten a shard, counted from each beginning
         assert interrupted(monkeypatch, source, dest, images) == 130
-        captured = capsys.readouterr()
-        assert captured.err == "stopped; the same command goes on from here\n"
+        output = capsys.readouterr()
+        assert output.err == "stopped; the same command goes on from here\n"
         assert not [name for name in leftovers(dest) if "partial" in name] and not (dest / "index.json").exists()
     assert leftovers(dest) == ["train-00000.safetensors", "train-00000.tar"]
     before = (dest / "train-00000.tar").stat()
     prepared(monkeypatch, source, dest)
     assert "42 images of 3 classes in 5 shards; 10 are done already" in capsys.readouterr().out
-    assert files(dest) == whole
+    assert files(dest) == expected
     after = (dest / "train-00000.tar").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -61,17 +61,17 @@ def test_a_picture_that_was_replaced_meanwhile_is_taken_in(source, tmp_path, mon
     assert leftovers(dest) == [f"train-0000{n}.{kind}" for n in (0, 1) for kind in ("safetensors", "tar")]
     before = [(dest / f"train-0000{number}.tar").read_bytes() for number in (0, 1)]
     with safe_open(dest / "work" / "train-00000.safetensors", "np") as part:
-        first = int(part.get_tensor("number")[0])
-    replaced(sorted(source.glob("train/*/*"))[first])
-    made = files(prepared(monkeypatch, source, dest))
-    assert made["train-00000.tar"] != before[0] and made["train-00001.tar"] == before[1]
-    assert made == files(prepared(monkeypatch, source, tmp_path / "whole"))
+        index = int(part.get_tensor("number")[0])
+    replaced(sorted(source.glob("train/*/*"))[index])
+    contents = files(prepared(monkeypatch, source, dest))
+    assert contents["train-00000.tar"] != before[0] and contents["train-00001.tar"] == before[1]
+    assert contents == files(prepared(monkeypatch, source, tmp_path / "whole"))
 
 
 def test_a_finished_set_refuses_a_picture_that_was_replaced_by_its_name(source, tmp_path, monkeypatch, capsys):
     dest = prepared(monkeypatch, source, tmp_path / "set")
     prepared(monkeypatch, source, dest)
-    assert "and complete: " in (said := capsys.readouterr().out) and "names, sizes and times of its images were" in said
+    assert "and complete: " in (text := capsys.readouterr().out) and "names, sizes and times of its images were" in text
     place = source / "val/leaf/2.jpg"
     status = place.stat()
     replaced(place)
@@ -83,17 +83,17 @@ def test_a_finished_set_refuses_a_picture_that_was_replaced_by_its_name(source, 
 
 def test_sets_and_parts_of_former_versions_go_on(source, tmp_path, monkeypatch, capsys):
     """They know no sizes and times: a finished set says so, a shard is made again."""
-    whole, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), tmp_path / "set"
+    expected, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), tmp_path / "set"
     (tmp_path / "whole" / "source.safetensors").unlink()
     prepared(monkeypatch, source, tmp_path / "whole")
     assert "the names of its images alone were compared" in capsys.readouterr().out
     interrupted(monkeypatch, source, dest, 25)
     for path in (dest / "work").glob("*.safetensors"):
         with safe_open(path, "np") as part:
-            known, tensors = part.metadata(), {name: part.get_tensor(name) for name in part.keys()}
+            metadata, tensors = part.metadata(), {name: part.get_tensor(name) for name in part.keys()}
         del tensors["stamps"]
-        path.write_bytes(save(tensors, known))
-    assert files(prepared(monkeypatch, source, dest)) == whole
+        path.write_bytes(save(tensors, metadata))
+    assert files(prepared(monkeypatch, source, dest)) == expected
 
 
 def cut_part(dest):
@@ -133,25 +133,25 @@ def cut_part(dest):
     ],
 )
 def test_what_is_not_whole_is_done_again(source, tmp_path, monkeypatch, damage):
-    whole, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), tmp_path / "set"
+    expected, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), tmp_path / "set"
     interrupted(monkeypatch, source, dest, 13)
     damage(dest)
-    assert files(prepared(monkeypatch, source, dest)) == whole
+    assert files(prepared(monkeypatch, source, dest)) == expected
 
 
 def test_an_end_between_the_index_and_the_removal_of_the_parts(source, tmp_path, monkeypatch, capsys):
-    dest, whole = tmp_path / "set", files(prepared(monkeypatch, source, tmp_path / "whole"))
+    dest, expected = tmp_path / "set", files(prepared(monkeypatch, source, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         patch.setattr(build, "_remove_work", lambda work: None)
         prepared(monkeypatch, source, dest)
     assert (dest / "work").exists() and Prepared(dest, SIZE)
     prepared(monkeypatch, source, dest)
-    assert files(dest) == whole and "complete" in capsys.readouterr().out
+    assert files(dest) == expected and "complete" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["train.safetensors", "statistics.safetensors", "index.json"])
 def test_an_end_before_a_file_of_the_index(source, tmp_path, monkeypatch, name):
-    dest, whole = tmp_path / "set", files(prepared(monkeypatch, source, tmp_path / "whole"))
+    dest, expected = tmp_path / "set", files(prepared(monkeypatch, source, tmp_path / "whole"))
     rename = os.rename
 
     def stop(old, new):
@@ -166,7 +166,7 @@ def test_an_end_before_a_file_of_the_index(source, tmp_path, monkeypatch, name):
     assert not (dest / "index.json").exists() and "not finished" in str(
         pytest.raises(UserError, Prepared, dest, SIZE).value
     )
-    assert files(prepared(monkeypatch, source, dest)) == whole
+    assert files(prepared(monkeypatch, source, dest)) == expected
 
 
 def test_a_shards_part_is_on_the_disk_after_the_shard_and_the_index_last(source, tmp_path, monkeypatch):
@@ -222,18 +222,18 @@ def typed(source, dest):
 
 def running(group):
     """The processes of a group that still run."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
             if int(of_group) == group and state not in "ZX":
-                found.append(path.parent.name)
-    return found
+                pids.append(path.parent.name)
+    return pids
 
 
 @pytest.mark.process
 def test_killed_at_any_moment_the_same_command_goes_on(many, tmp_path):
-    source, whole = many
+    source, expected = many
     dest, moments = tmp_path / "set", random.Random(os.getpid())
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         process = begun(source, dest)
@@ -244,32 +244,32 @@ def test_killed_at_any_moment_the_same_command_goes_on(many, tmp_path):
         if not (dest / "index.json").exists():
             with pytest.raises(UserError, match="not finished"):
                 Prepared(dest, 64)
-    assert complete(source, dest) == whole
+    assert complete(source, dest) == expected
     assert not running(process.pid)
 
 
 @pytest.mark.process
 def test_ctrl_c_ends_all_processes_and_says_that_the_same_command_goes_on(many, tmp_path):
-    source, whole = many
+    source, expected = many
     process = typed(source, tmp_path / "set")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "stopped; the same command goes on from here\n")
     assert not running(process.pid) and not [name for name in leftovers(tmp_path / "set") if "partial" in name]
-    assert complete(source, tmp_path / "set") == whole
+    assert complete(source, tmp_path / "set") == expected
 
 
 @pytest.mark.slow
 @pytest.mark.process
 def test_ctrl_c_twice_ends_it_as_fast(many, tmp_path):
-    source, whole = many
+    source, expected = many
     process = begun(source, tmp_path / "set")
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.02)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
     assert process.wait() == 130 and "Traceback" not in process.err and process.leaves_none()
-    assert complete(source, tmp_path / "set") == whole
+    assert complete(source, tmp_path / "set") == expected
 
 
 def test_what_the_machine_does_wrong_is_no_bad_image(source, tmp_path, monkeypatch):
@@ -283,7 +283,7 @@ def test_what_the_machine_does_wrong_is_no_bad_image(source, tmp_path, monkeypat
 
 @pytest.mark.process
 def test_two_at_once_and_the_second_is_refused(many, tmp_path, monkeypatch):
-    source, whole = many
+    source, expected = many
     process = begun(source, tmp_path / "set")
     os.killpg(process.pid, signal.SIGSTOP)
     with monkeypatch.context() as patch:
@@ -293,7 +293,7 @@ def test_two_at_once_and_the_second_is_refused(many, tmp_path, monkeypatch):
     # its workers, which hold the lock too, may have been stopped in their first moment
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert complete(source, tmp_path / "set") == whole
+    assert complete(source, tmp_path / "set") == expected
 
 
 def test_a_lock_file_without_an_owner_is_no_obstacle(source, tmp_path, monkeypatch):
@@ -304,25 +304,25 @@ def test_a_lock_file_without_an_owner_is_no_obstacle(source, tmp_path, monkeypat
 
 @pytest.mark.process
 def test_a_worker_that_is_killed_is_one_line(source, tmp_path, monkeypatch):
-    whole, parent, picture = files(prepared(monkeypatch, source, tmp_path / "whole")), os.getpid(), sources.picture
+    expected, parent, picture = files(prepared(monkeypatch, source, tmp_path / "whole")), os.getpid(), sources.picture
 
-    def read(item, *how):
+    def read(item, *options):
         if item.name == "sky/3.jpg" and os.getpid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
-        return picture(item, *how)
+        return picture(item, *options)
 
     with monkeypatch.context() as patch:
         patch.setattr(sources, "picture", read)
-        with pytest.raises(UserError, match="SIGKILL.*fewer --workers") as raised:
+        with pytest.raises(UserError, match="SIGKILL.*fewer --workers") as refusal:
             prepared(patch, source, tmp_path / "set", workers=2)
-    assert "\n" not in str(raised.value) and ".tar" in str(raised.value)
+    assert "\n" not in str(refusal.value) and ".tar" in str(refusal.value)
     assert not [name for name in leftovers(tmp_path / "set") if "partial" in name]
-    assert files(prepared(monkeypatch, source, tmp_path / "set")) == whole
+    assert files(prepared(monkeypatch, source, tmp_path / "set")) == expected
 
 
 @pytest.mark.process
 def test_a_quota_is_named_and_nothing_of_the_shard_is_left(many, tmp_path):
-    source, whole = many
+    source, expected = many
     quota = (400_000, 400_000)
     process = command(
         prepare.main,
@@ -334,7 +334,7 @@ def test_a_quota_is_named_and_nothing_of_the_shard_is_left(many, tmp_path):
     assert process.wait() == 2 and process.err.count("\n") == 1
     assert "train-0000" in process.err and "File too large" in process.err and "nothing of it counts" in process.err
     assert not any(name.startswith("train") for name in leftovers(tmp_path / "set"))
-    assert complete(source, tmp_path / "set") == whole
+    assert complete(source, tmp_path / "set") == expected
 
 
 @pytest.fixture
@@ -354,15 +354,15 @@ def remount(place, option):
 @pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_full_disk_is_named_and_with_room_it_goes_on(source, tmp_path, monkeypatch, small_disk, workers):
-    whole, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), small_disk / "set"
-    with pytest.raises(UserError, match="No space left on device; nothing of it counts as done") as raised:
+    expected, dest = files(prepared(monkeypatch, source, tmp_path / "whole")), small_disk / "set"
+    with pytest.raises(UserError, match="No space left on device; nothing of it counts as done") as refusal:
         prepared(monkeypatch, source, dest, workers=workers)
-    assert "\n" not in str(raised.value) and str(dest) in str(raised.value)
+    assert "\n" not in str(refusal.value) and str(dest) in str(refusal.value)
     shards_left = [name.split(".")[0] for name in leftovers(dest)]
     assert not [name for name in leftovers(dest) if "partial" in name]
     assert all(shards_left.count(name) == 2 for name in shards_left)  # a shard with its part
     remount(small_disk, "size=10m")
-    assert files(prepared(monkeypatch, source, dest, workers=workers)) == whole
+    assert files(prepared(monkeypatch, source, dest, workers=workers)) == expected
 
 
 @pytest.mark.process
@@ -382,7 +382,7 @@ def test_a_read_only_disk_is_named(source, tmp_path, monkeypatch, small_disk):
 @pytest.mark.parametrize("name", ["train-00001.tar", "train-00001.safetensors", "statistics.safetensors", "index.json"])
 def test_a_disk_error_is_named_with_its_file(source, tmp_path, monkeypatch, name):
     """At the end of every file's writing: what the disk refuses then is not there, nor the shard whose part it is."""
-    whole, sync = files(prepared(monkeypatch, source, tmp_path / "whole")), os.fsync
+    expected, sync = files(prepared(monkeypatch, source, tmp_path / "whole")), os.fsync
 
     def fail(descriptor):
         if os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/{name}.partial"):
@@ -393,5 +393,5 @@ def test_a_disk_error_is_named_with_its_file(source, tmp_path, monkeypatch, name
         patch.setattr(os, "fsync", fail)
         with pytest.raises(UserError, match=f"{name}: Input/output error; nothing of it counts"):
             prepared(patch, source, tmp_path / "set")
-    assert not [left for left in leftovers(tmp_path / "set") if name.split(".")[0] in left]
-    assert files(prepared(monkeypatch, source, tmp_path / "set")) == whole
+    assert not [leftover for leftover in leftovers(tmp_path / "set") if name.split(".")[0] in leftover]
+    assert files(prepared(monkeypatch, source, tmp_path / "set")) == expected

@@ -143,8 +143,8 @@ def test_everything_that_is_wrong_is_named(jpeg, capsys, workers):
     flip(jpeg / "statistics.safetensors", 400)
     (jpeg / "notes.txt").write_text("x")
     columns = load_file(jpeg / "train.safetensors")
-    broken = [int(image) for image in np.flatnonzero(columns["shard"] == 1)[:2]]
-    for image in broken:
+    images = [int(image) for image in np.flatnonzero(columns["shard"] == 1)[:2]]
+    for image in images:
         path, offset, length = image_of(jpeg, image)
         flip(path, offset + length // 2)
     lines = damage_of(jpeg, capsys, workers)
@@ -170,11 +170,11 @@ def test_more_than_twenty_lines_are_counted(jpeg, capsys):
 def test_statistics_of_other_pictures_are_named_though_their_checksum_is_right(jpeg, capsys):
     fields = {name: values.copy() for name, values in load_file(jpeg / "statistics.safetensors").items()}
     for name in ("mean", "eigenvalues", "eigenvectors"):
-        changed = dict(fields)
-        changed[name] = fields[name] + 1e-6 * (
+        copy = dict(fields)
+        copy[name] = fields[name] + 1e-6 * (
             np.arange(fields[name].size).reshape(fields[name].shape) == 4 % fields[name].size
         )
-        (jpeg / "statistics.safetensors").write_bytes(save(changed))
+        (jpeg / "statistics.safetensors").write_bytes(save(copy))
         sign(jpeg)
         (line,) = damage_of(jpeg, capsys)
         assert "not those of the pictures" in line
@@ -214,10 +214,10 @@ def test_what_follows_the_last_image_is_checked_though_all_checksums_are_right(j
     path = jpeg / "train-00002.tar"
     content = path.read_bytes()
     end = len(content.rstrip(b"\0")) // 512 * 512 + 512
-    hidden = member_header(99, "jpg", 4) + b"evil" + bytes(508)
-    smuggled = content[:end] + hidden + content[end + len(hidden) :]
-    for changed in (smuggled, content + bytes(10240), content + bytes(512), content[: end + 512]):
-        path.write_bytes(changed)
+    member = member_header(99, "jpg", 4) + b"evil" + bytes(508)
+    forgery = content[:end] + member + content[end + len(member) :]
+    for variant in (forgery, content + bytes(10240), content + bytes(512), content[: end + 512]):
+        path.write_bytes(variant)
         sign(jpeg)
         (line,) = damage_of(jpeg, capsys)
         assert str(path) in line and "end of a tar" in line
@@ -235,17 +235,17 @@ def test_equal_components_turned_against_each_other_agree():
     class Flat:
         mean, eigenvalues = np.zeros((2, 2, 3)), np.array([0.1, 0.1, 0.3])
 
-    turned = np.array([[np.cos(1), -np.sin(1), 0], [np.sin(1), np.cos(1), 0], [0, 0, 1]])
+    rotation = np.array([[np.cos(1), -np.sin(1), 0], [np.sin(1), np.cos(1), 0], [0, 0, 1]])
     one, other, wrong = Flat(), Flat(), Flat()
-    one.eigenvectors, other.eigenvectors, wrong.eigenvectors = np.eye(3), turned, np.eye(3)[::-1]
+    one.eigenvectors, other.eigenvectors, wrong.eigenvectors = np.eye(3), rotation, np.eye(3)[::-1]
     assert prepared_check._agree(one, other) and not prepared_check._agree(one, wrong)
 
 
 def test_a_set_that_is_not_finished_or_not_there_is_refused(tmp_path):
     (tmp_path / "begun" / "work").mkdir(parents=True)
     (tmp_path / "begun" / "work" / "plan.json").write_text("{}")
-    for name, named in (("begun", "not finished"), ("nowhere", "No such file")):
-        with pytest.raises(UserError, match=named):
+    for name, message in (("begun", "not finished"), ("nowhere", "No such file")):
+        with pytest.raises(UserError, match=message):
             prepare.main(["--check", str(tmp_path / name)])
 
 

@@ -25,10 +25,10 @@ def square(task, tick):
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 def test_every_task_is_done_once_and_every_tick_counted(workers):
     ticks = []
-    done = list(in_processes(square, range(1, 8), workers, ticks.append))
-    assert sorted((task, answer) for task, (answer, _) in done) == [(task, task**2) for task in range(1, 8)]
+    answers = list(in_processes(square, range(1, 8), workers, ticks.append))
+    assert sorted((task, answer) for task, (answer, _) in answers) == [(task, task**2) for task in range(1, 8)]
     assert sum(ticks) == sum(range(1, 8))
-    processes = {process for _, (_, process) in done}
+    processes = {process for _, (_, process) in answers}
     assert processes == {os.getpid()} if workers == 0 else os.getpid() not in processes and len(processes) <= workers
     assert all(ended(process) for process in processes - {os.getpid()})
 
@@ -38,10 +38,10 @@ def test_no_task_is_no_work():
 
 
 def test_tasks_are_made_when_they_are_needed():
-    made = []
-    answers = in_processes(square, (made.append(task) or task for task in range(10)), 2, lambda n: None)
+    tasks = []
+    answers = in_processes(square, (tasks.append(task) or task for task in range(10)), 2, lambda n: None)
     next(answers)
-    assert made == [0, 1]
+    assert tasks == [0, 1]
     answers.close()
 
 
@@ -66,9 +66,9 @@ def stumble(task, tick):
 
 
 def test_a_fault_of_the_program_comes_with_the_workers_traceback():
-    with pytest.raises(KeyError) as raised:
+    with pytest.raises(KeyError) as error:
         list(in_processes(stumble, ["missing"], 1, lambda n: None))
-    assert "in stumble" in raised.value.__notes__[0]
+    assert "in stumble" in error.value.__notes__[0]
 
 
 def exhaust(task, tick):

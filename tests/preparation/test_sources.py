@@ -37,17 +37,17 @@ SIZE = 24
 
 
 def refused(path, **options):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as refusal:
         find(path, **options)
-    message = str(raised.value)
+    message = str(refusal.value)
     assert message.isprintable() and str(path) in message, message
     return message
 
 
-def class_files(images=10, around="", classes=("cat", "ant", "elk")):
+def class_files(images=10, folder="", classes=("cat", "ant", "elk")):
     """{"cat/3.png": bytes, ...}, not in order."""
     return {
-        f"{around}{name}/{number}.png": image(100 * label + number)
+        f"{folder}{name}/{number}.png": image(100 * label + number)
         for label, name in enumerate(classes)
         for number in reversed(range(images))
     }
@@ -122,10 +122,10 @@ def test_a_folder_is_read_in_the_order_of_training_from_it(tmp_path):
 
 @every("fraction, count", [(None, 1), (0.1, 1), (0.26, 3), (0.5, 5), (0.999, 9), (0.001, 1)])
 def test_the_fraction_of_each_class_that_becomes_val(tmp_path, fraction, count):
-    whole = find(write(tmp_path, class_files()), fraction)
-    assert [item.label for item in whole.splits["val"]] == [label for label in range(3) for _ in range(count)]
-    assert sorted(names(whole)["train"] + names(whole)["val"]) == sorted(class_files())
-    assert names(whole)["val"] == sorted(names(whole)["val"]) and names(whole)["train"] == sorted(names(whole)["train"])
+    data = find(write(tmp_path, class_files()), fraction)
+    assert [item.label for item in data.splits["val"]] == [label for label in range(3) for _ in range(count)]
+    assert sorted(names(data)["train"] + names(data)["val"]) == sorted(class_files())
+    assert names(data)["val"] == sorted(names(data)["val"]) and names(data)["train"] == sorted(names(data)["train"])
 
 
 def test_the_split_is_the_same_in_every_form(tmp_path):
@@ -133,17 +133,17 @@ def test_the_split_is_the_same_in_every_form(tmp_path):
     files = {f"{wnid}/{wnid}_{number}.JPEG": image(number) for wnid in WNIDS for number in range(4)}
     write(tmp_path / "folder", files)
     write(tmp_path / "train only", {f"train/{name}": content for name, content in files.items()})
-    for name, around in (("a", ""), ("b", "train/"), ("c", "./outer/"), ("d", "outer/inner/train/")):
+    for name, prefix in (("a", ""), ("b", "train/"), ("c", "./outer/"), ("d", "outer/inner/train/")):
         (tmp_path / f"{name}.tar").write_bytes(
-            tar({around + name: content for name, content in reversed(files.items())})
+            tar({prefix + name: content for name, content in reversed(files.items())})
         )
     make_synset_tars(tmp_path / "tars", 4)
     make_synset_tars(tmp_path / "one.tar", 4, one_tar=True)
-    found = [
+    listings = [
         names(find(tmp_path / name, 0.5))
         for name in ("folder", "train only", "a.tar", "b.tar", "c.tar", "d.tar", "tars", "one.tar")
     ]
-    assert found.count(found[0]) == len(found) and len(found[0]["val"]) == 8
+    assert listings.count(listings[0]) == len(listings) and len(listings[0]["val"]) == 8
 
 
 def test_the_split_is_what_it_was(tmp_path):
@@ -169,9 +169,9 @@ def test_val_from_train_where_there_is_no_val(tmp_path, form):
 @FORMS
 def test_the_sets_own_val_becomes_test_where_a_fraction_is_asked_for(tmp_path, form):
     path = made(tmp_path, form, split_files(train=10, val=3))
-    own, cut = find(path), find(path, 0.5)
-    assert list(cut.splits) == ["train", "val", "test"] and cut.splits["test"] == own.splits["val"]
-    assert sorted(names(cut)["train"] + names(cut)["val"]) == names(own)["train"] and len(cut.splits["val"]) == 15
+    own, other = find(path), find(path, 0.5)
+    assert list(other.splits) == ["train", "val", "test"] and other.splits["test"] == own.splits["val"]
+    assert sorted(names(other)["train"] + names(other)["val"]) == names(own)["train"] and len(other.splits["val"]) == 15
 
 
 @FORMS
@@ -339,13 +339,13 @@ def test_an_unreadable_image_is_named(tmp_path, form, content):
         path = made(tmp_path, {"tars by wnid": "folder", "tar of tars": "tar"}[form], files)
         name = (f"{path}/n09999999.tar" if form == "tars by wnid" else f"{path}") + ": n09999999/bad.jpg"
     source = find(path)
-    bad = [item for items in source.splits.values() for item in items if item.name.endswith("bad.jpg")]
-    with pytest.raises(UserError) as raised:
-        picture(bad[0], SIZE)
-    message = str(raised.value)
+    bad_items = [item for items in source.splits.values() for item in items if item.name.endswith("bad.jpg")]
+    with pytest.raises(UserError) as refusal:
+        picture(bad_items[0], SIZE)
+    message = str(refusal.value)
     assert message.startswith(f"cannot read image {name}: ") and message.isprintable() and "0x" not in message
     assert len(message) > len(f"cannot read image {name}: ") and message.endswith("it is empty") == (content == "empty")
-    others = [item for items in source.splits.values() for item in items if item not in bad]
+    others = [item for items in source.splits.values() for item in items if item not in bad_items]
     assert all(picture(item, SIZE).shape == (SIZE, SIZE, 3) for item in others)
 
 

@@ -22,9 +22,9 @@ KINDS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfil
 
 
 def refused(path, **options):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as refusal:
         list(members(path, **options))
-    message = str(raised.value)
+    message = str(refusal.value)
     assert message.isprintable() and message.startswith(str(path)), message
     return message
 
@@ -68,13 +68,13 @@ def test_files_are_found_where_tarfile_finds_them(tmp_path, kind):
     path.write_bytes(tar(files, KINDS[kind]))
     with tarfile.open(path) as archive:
         expected = [(entry.offset_data, entry.size) for entry in archive if entry.isfile()]
-    found = list(members(path))
-    assert [(member.offset, member.size) for member in found] == expected
-    assert [member.name for member in found] == [
+    listing = list(members(path))
+    assert [(member.offset, member.size) for member in listing] == expected
+    assert [member.name for member in listing] == [
         name.removeprefix("./").replace("//", "/") for name in files if name != "train"
     ]
     contents = [content for content in files.values() if content is not None]
-    assert [file_ranges.read(str(path), member.offset, member.size) for member in found] == contents
+    assert [file_ranges.read(str(path), member.offset, member.size) for member in listing] == contents
 
 
 def test_a_folder_called_by_a_slash_alone_is_the_archives_own_root(tmp_path):
@@ -121,20 +121,20 @@ def test_a_tar_in_a_tar(tmp_path):
     path = tmp_path / "outer.tar"
     path.write_bytes(tar({"a.tar": tar({"1.jpg": b"one"}), "b.tar": tar({"2.jpg": b"two", "3.jpg": b"three"})}))
     first, second = members(path)
-    found = [
+    contents = [
         file_ranges.read(str(path), member.offset, member.size)
-        for inside in (first, second)
-        for member in members(path, inside)
+        for archive in (first, second)
+        for member in members(path, archive)
     ]
-    assert found == [b"one", b"two", b"three"]
+    assert contents == [b"one", b"two", b"three"]
 
 
 def test_a_tar_in_a_tar_ends_where_it_ends(tmp_path):
     """What is wrong inside is not made good by what follows outside; and the message names both."""
-    path, inner = tmp_path / "outer.tar", tar({"1.jpg": b"one"})
-    path.write_bytes(tar({"a.tar": inner[:1024], "b.tar": inner}))
+    path, archive = tmp_path / "outer.tar", tar({"1.jpg": b"one"})
+    path.write_bytes(tar({"a.tar": archive[:1024], "b.tar": archive}))
     assert "a.tar: it ends without" in refused(path, inside=next(members(path)))
-    path.write_bytes(tar({"a.tar": with_header(inner, 0, {124: b"00000040000\0"}), "b.tar": bytes(20000)}))
+    path.write_bytes(tar({"a.tar": with_header(archive, 0, {124: b"00000040000\0"}), "b.tar": bytes(20000)}))
     assert "a.tar: 1.jpg: 16,384 bytes, more than" in refused(path, inside=next(members(path)))
 
 
@@ -297,9 +297,9 @@ def test_files_wanted_from_a_compressed_archive(tmp_path):
 )
 def test_compressed_archives_that_are_refused(tmp_path, content, options, message):
     path = packed(tmp_path, content)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         unpack(path, **options)
-    assert str(raised.value).startswith(str(path)) and message in str(raised.value) and str(raised.value).isprintable()
+    assert str(error.value).startswith(str(path)) and message in str(error.value) and str(error.value).isprintable()
 
 
 def test_a_bomb_is_not_unpacked_to_its_end(tmp_path, monkeypatch):
@@ -369,8 +369,8 @@ def test_names_are_shown_on_one_short_line():
 
 
 def test_progress_is_told_now_and_then():
-    told, progress = [], Progress(None, 0)
+    messages, progress = [], Progress(None, 0)
     progress(lambda: 1 / 0)  # nobody listens: the text is not even made
-    Progress(told.append, 1000)(lambda: "too early")
-    Progress(told.append, 0)(lambda: "now")
-    assert told == ["now"]
+    Progress(messages.append, 1000)(lambda: "too early")
+    Progress(messages.append, 0)(lambda: "now")
+    assert messages == ["now"]

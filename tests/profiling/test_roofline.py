@@ -65,8 +65,8 @@ def test_least_megabytes_of_one_tower(name, dtype, batch, forward, backward):
 def test_megabytes_of_the_rivals(way, dtype, forward, backward):
     """An image, a tower, layers 1 and 2 together."""
     for step, expected in (("fwd", forward), ("bwd", backward)):
-        moved = sum(OPS[name].traffic(step, 1, dtype, way) for name in ("lrnpool1", "lrnpool2"))
-        assert moved / 1e6 == pytest.approx(expected, abs=0.006)
+        traffic = sum(OPS[name].traffic(step, 1, dtype, way) for name in ("lrnpool1", "lrnpool2"))
+        assert traffic / 1e6 == pytest.approx(expected, abs=0.006)
 
 
 def test_parameters_and_flops_of_the_whole_network():
@@ -153,28 +153,28 @@ def test_ours_saves_five_times_less_than_plain_pytorch():
     if "cpu" not in dispatch.built():
         pytest.skip(dispatch.description())
     inputs = sum(op.inputs for op in (OPS["lrnpool1"], OPS["lrnpool2"])) * 2 * 4
-    plain = sum(saved_bytes(eager, OPS[name]) for name in ("lrnpool1", "lrnpool2"))
-    ours = sum(
+    eager_bytes = sum(saved_bytes(eager, OPS[name]) for name in ("lrnpool1", "lrnpool2"))
+    our_bytes = sum(
         saved_bytes(lambda x, bias: lrn_max_pool(x, bias, **LRN, kernels="cpu"), OPS[name])
         for name in ("lrnpool1", "lrnpool2")
     )
-    assert plain / inputs == pytest.approx(5.5, abs=0.1)
-    assert ours == sum(OPS[name].saved_bytes(2, "fp32") for name in ("lrnpool1", "lrnpool2"))
-    assert plain / ours >= 5
+    assert eager_bytes / inputs == pytest.approx(5.5, abs=0.1)
+    assert our_bytes == sum(OPS[name].saved_bytes(2, "fp32") for name in ("lrnpool1", "lrnpool2"))
+    assert eager_bytes / our_bytes >= 5
 
 
 def saved_bytes(function, op):
     """Bytes of the different tensors that autograd keeps for the backward pass."""
-    kept = {}
+    sizes = {}
 
     def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = function(*_inputs(op))  # kept alive, so that no two of them have one address
     assert y.requires_grad
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 def _inputs(op):
@@ -186,8 +186,8 @@ def _inputs(op):
 
 def test_command_prints_every_operation_and_json(capsys):
     roofline.main(["--batch", "16"])
-    printed = capsys.readouterr().out
-    assert "lrnpool1 48x55x55 fwd fp32 b16" in printed and "60,965,224" in printed
+    output = capsys.readouterr().out
+    assert "lrnpool1 48x55x55 fwd fp32 b16" in output and "60,965,224" in output
     roofline.main(["--recipe", "source2012", "--batch", "16", "--json", "--bandwidth", "1000"])
     figures = json.loads(capsys.readouterr().out)
     assert figures["bandwidth_gb_per_s"] == 1000 and len(figures["maps"]) == 4 * 2 * 2

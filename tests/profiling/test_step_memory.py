@@ -24,39 +24,39 @@ def test_activations_are_those_of_a_whole_step(change):
     """The line through two and four images meets what six keep, counted directly."""
     recipe = small(change(mini()))
     network = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 5)
-    known, kept = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}, {}
+    parameters, activations = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}, {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = tensor, storage.nbytes()
+        if storage.data_ptr() not in parameters:
+            activations[storage.data_ptr()] = tensor, storage.nbytes()
         return tensor
 
     images = torch.zeros(6, 3, 80, 80)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         F.cross_entropy(network(*[images] * recipe.towers), torch.zeros(6, dtype=torch.int64))
-    found = step_memory(network, 6)
-    assert sum(each.activations for each in found) == sum(count for _, count in kept.values())
-    assert [each.weights for each in found] == [4 * count for count in parameter_counts(recipe, 5)]
-    assert all(each.total == 3 * each.weights + each.activations and each.activations > 0 for each in found)
+    devices = step_memory(network, 6)
+    assert sum(each.activations for each in devices) == sum(count for _, count in activations.values())
+    assert [each.weights for each in devices] == [4 * count for count in parameter_counts(recipe, 5)]
+    assert all(each.total == 3 * each.weights + each.activations and each.activations > 0 for each in devices)
 
 
 def test_by_hand():
     """A product of 12 inputs and a ReLU: kept are pictures, the ReLU's output, logarithms, labels and their weight."""
     layers = (Layer("fc6", "fc", 5, "image", ("relu",)), Layer("fc7", "fc", None, "own", ()))
     recipe = Recipe("tiny", layers, towers=1, stored_size=2, crop_size=2, crop_positions=1)
-    (found,) = step_memory(TwoTowerAlexNet(recipe, ("cpu",), 3), 100)
-    a_picture = 4 * 12 + 4 * 5 + 4 * 3 + 8
-    assert found.weights == found.gradients == found.velocity == 4 * (5 * 13 + 3 * 6)
-    assert 0 <= found.activations - 100 * a_picture <= 16
+    (memory,) = step_memory(TwoTowerAlexNet(recipe, ("cpu",), 3), 100)
+    picture_bytes = 4 * 12 + 4 * 5 + 4 * 3 + 8
+    assert memory.weights == memory.gradients == memory.velocity == 4 * (5 * 13 + 3 * 6)
+    assert 0 <= memory.activations - 100 * picture_bytes <= 16
 
 
 @pytest.mark.run
 def test_the_papers_network_fits_its_gpus():
     """32,531,112 and 28,434,112 weights, three times four bytes each, and the activations of 128 images."""
-    found = step_memory(TwoTowerAlexNet(paper(), ("cpu", "cpu")), 128)
-    assert [each.weights for each in found] == [4 * 32_531_112, 4 * 28_434_112]
-    assert all(each.total < 3e9 for each in found)
+    devices = step_memory(TwoTowerAlexNet(paper(), ("cpu", "cpu")), 128)
+    assert [each.weights for each in devices] == [4 * 32_531_112, 4 * 28_434_112]
+    assert all(each.total < 3e9 for each in devices)
 
 
 def test_the_network_is_left_as_it_was():

@@ -112,10 +112,10 @@ def tiny(recipe):
 def test_a_variant_differs_in_exactly_these_fields(name, parent):
     variant, fields = CASES[name]
     recipe = PARENTS[parent]()
-    derived = variant(recipe)
-    assert differing(recipe, derived) == fields[list(PARENTS).index(parent)]
-    assert from_dict(to_dict(derived)) == derived
-    assert derived.name == recipe.name
+    ablation = variant(recipe)
+    assert differing(recipe, ablation) == fields[list(PARENTS).index(parent)]
+    assert from_dict(to_dict(ablation)) == ablation
+    assert ablation.name == recipe.name
 
 
 @pytest.mark.run
@@ -151,8 +151,8 @@ def test_parameters_as_recorded_in_2012():
 
 def test_the_geometry_of_147():
     """55-28-26-13-13-13-11-6, and fc6 keeps its size."""
-    found = sizes(ablations.non_overlapping(paper()))
-    sides = [side for size in found[:5] for side in dict.fromkeys((size.computed[1], size.output[1]))]
+    layer_sizes = sizes(ablations.non_overlapping(paper()))
+    sides = [side for size in layer_sizes[:5] for side in dict.fromkeys((size.computed[1], size.output[1]))]
     assert sides == [55, 28, 26, 13, 13, 13, 11, 6]
     assert [size.output for size in sizes(ablations.non_overlapping(mini()))[4:6]] == [(64, 2, 2), (256, 1, 1)]
 
@@ -162,8 +162,8 @@ def test_touching_pools_leave_the_later_layers_as_large(preset):
     """Of every base; with the pads of 147 as numbers, conv3 of `desk` would have 4x4 maps instead of 5x5, and fc6 a
     quarter."""
     base = PRESETS[preset]()
-    found, before = sizes(ablations.non_overlapping(base)), sizes(base)
-    assert [size.output for size in found[1:]] == [size.output for size in before[1:]]
+    after, before = sizes(ablations.non_overlapping(base)), sizes(base)
+    assert [size.output for size in after[1:]] == [size.output for size in before[1:]]
     pads = {
         name: layer.pad
         for layer in ablations.non_overlapping(base).layers
@@ -227,9 +227,9 @@ def deviations(recipe):
 def test_initial_deviations_of_the_papers_own_network_are_the_absolute_ones():
     assert ablations.literal_init(source2012()) == change_layers(source2012(), *LAYERS, init_std=0.01)
     assert ablations.literal_init(paper()) == paper() and ablations.source_init(source2012()) == source2012()
-    for parent, sixth in ((paper, 0.01), (source2012, 0.03)):
-        found = deviations(ablations.bottleneck(ablations.sixth_conv(parent())))
-        assert (found["conv6"], found["bottleneck1"]) == (sixth, 0.01)
+    for parent, std in ((paper, 0.01), (source2012, 0.03)):
+        stds = deviations(ablations.bottleneck(ablations.sixth_conv(parent())))
+        assert (stds["conv6"], stds["bottleneck1"]) == (std, 0.01)
 
 
 def test_initial_deviations_of_a_narrow_network_grow_with_the_root_of_the_fan_in():
@@ -237,20 +237,18 @@ def test_initial_deviations_of_a_narrow_network_grow_with_the_root_of_the_fan_in
     4,096."""
     assert ablations.literal_init(mini()) == mini()
     assert deviations(ablations.source_init(mini())) == deviations(mini()) | dict.fromkeys(LAYERS[2:5], 0.042)
-    found = deviations(ablations.bottleneck(ablations.sixth_conv(mini())))
-    assert (
-        (found["conv6"], found["bottleneck1"]) == (round(0.01 * 2**0.5, 3), round(0.01 * 8**0.5, 3)) == (0.014, 0.028)
-    )
+    stds = deviations(ablations.bottleneck(ablations.sixth_conv(mini())))
+    assert (stds["conv6"], stds["bottleneck1"]) == (round(0.01 * 2**0.5, 3), round(0.01 * 8**0.5, 3)) == (0.014, 0.028)
     assert deviations(ablations.sixth_conv(ablations.source_init(mini())))["conv6"] == round(0.03 * 2**0.5, 3) == 0.042
-    wide = change_layers(paper(), "conv5", maps=512)  # conv6 reads 1,024 maps, conv5 still 192
-    assert deviations(ablations.sixth_conv(wide))["conv6"] == 0.005
-    assert found["fc6"] == 0.042 and found["fc8"] == 0.028  # as they were
+    wide_recipe = change_layers(paper(), "conv5", maps=512)  # conv6 reads 1,024 maps, conv5 still 192
+    assert deviations(ablations.sixth_conv(wide_recipe))["conv6"] == 0.005
+    assert stds["fc6"] == 0.042 and stds["fc8"] == 0.028  # as they were
     # 128 units instead of 4,096
     assert ablations.literal_init(change_layers(mini(), "fc7", maps=64)).layers[-1].init_std == 0.057
-    wide = ablations.sixth_conv(ablations.bottleneck(mini()))
+    wide_recipe = ablations.sixth_conv(ablations.bottleneck(mini()))
     assert (
-        deviations(ablations.literal_init(wide))["conv6"] == 0.014
-        and deviations(ablations.source_init(wide))["conv6"] == 0.042
+        deviations(ablations.literal_init(wide_recipe))["conv6"] == 0.014
+        and deviations(ablations.source_init(wide_recipe))["conv6"] == 0.042
     )
 
 
@@ -278,9 +276,9 @@ def test_a_new_layer_follows_the_dates_of_those_around_it():
 
 def test_no_noise_comes_back_with_a_date():
     recipe = dataclasses.replace(mini(), dates=(Date(2, colour_noise=0.3), Date(3, weights=0.1)))
-    quiet = ablations.no_colour(recipe)
-    assert [make_schedule(quiet).colour_noise(epoch) for epoch in (1, 2, 3)] == [0, 0, 0]
-    assert make_schedule(quiet).rates(3) == make_schedule(recipe).rates(3)
+    ablation = ablations.no_colour(recipe)
+    assert [make_schedule(ablation).colour_noise(epoch) for epoch in (1, 2, 3)] == [0, 0, 0]
+    assert make_schedule(ablation).rates(3) == make_schedule(recipe).rates(3)
 
 
 def test_widths_keep_the_sums_of_their_layers():
@@ -288,8 +286,10 @@ def test_widths_keep_the_sums_of_their_layers():
     recipe = ablations.half_as_wide(paper())
     assert [layer.maps for layer in recipe.layers] == [24, 64, 96, 96, 64, 1024, 1024, None]
     assert [layer.init_std for layer in recipe.layers] == pytest.approx([0.01] + 7 * [0.0141])
-    wide = ablations.twice_as_wide(paper())
-    assert [layer.maps for layer in wide.layers][:2] == [96, 256] and wide.layers[7].init_std == pytest.approx(0.00707)
+    wide_recipe = ablations.twice_as_wide(paper())
+    assert [layer.maps for layer in wide_recipe.layers][:2] == [96, 256] and wide_recipe.layers[
+        7
+    ].init_std == pytest.approx(0.00707)
     one = ablations.half_as_wide(ablations.half_as_wide(change_layers(paper(), "conv1", maps=2)))
     assert one.layers[0].maps == 1 and sum(parameter_counts(one)) < sum(parameter_counts(recipe))
 
@@ -325,18 +325,20 @@ def test_patience_is_scaled_to_the_epochs(epochs, patience):
 
 @every_parent
 def test_a_plateau_and_the_three_dates_differ_in_when_all_rates_fall(parent):
-    plateau, dated = (change(PARENTS[parent]()) for change in (ablations.plateau_schedule, ablations.dated_drops))
-    assert differing(plateau, dated) <= {"schedule", "dates", "plateau_patience"} and plateau.epochs == dated.epochs
-    stalled, on_dates = make_schedule(plateau), make_schedule(dated)
-    first, *falls = [1] + [date.epoch for date in dated.dates]
-    assert on_dates.rates(first) == stalled.rates(first)
+    plateau, calendar = (change(PARENTS[parent]()) for change in (ablations.plateau_schedule, ablations.dated_drops))
+    assert (
+        differing(plateau, calendar) <= {"schedule", "dates", "plateau_patience"} and plateau.epochs == calendar.epochs
+    )
+    plateau_schedule, calendar_schedule = make_schedule(plateau), make_schedule(calendar)
+    first, *falls = [1] + [date.epoch for date in calendar.dates]
+    assert calendar_schedule.rates(first) == plateau_schedule.rates(first)
     for epoch in falls:
-        before = on_dates.rates(epoch - 1)
-        while stalled.rates(1) == pytest.approx(before):
-            stalled.observe(50.0)
-        assert on_dates.rates(epoch) == pytest.approx(stalled.rates(1))
-        assert on_dates.colour_noise(epoch) == stalled.colour_noise(epoch) == plateau.colour_noise
-    assert on_dates.rates(dated.epochs) == on_dates.rates(falls[-1])
+        before = calendar_schedule.rates(epoch - 1)
+        while plateau_schedule.rates(1) == pytest.approx(before):
+            plateau_schedule.observe(50.0)
+        assert calendar_schedule.rates(epoch) == pytest.approx(plateau_schedule.rates(1))
+        assert calendar_schedule.colour_noise(epoch) == plateau_schedule.colour_noise(epoch) == plateau.colour_noise
+    assert calendar_schedule.rates(calendar.epochs) == calendar_schedule.rates(falls[-1])
 
 
 def test_dates_of_145_on_another_list_of_layers():
@@ -376,7 +378,7 @@ def test_rates_of_fine_tuning():
 
 def test_variants_can_be_combined():
     """A cumulative ablation takes one thing more away at a time."""
-    recipe, found = source2012(), []
+    recipe, counts = source2012(), []
     for change in (
         ablations.no_colour,
         ablations.no_crops,
@@ -388,5 +390,5 @@ def test_variants_can_be_combined():
         ablations.no_weight_decay,
     ):
         recipe = change(recipe)
-        found.append(len(differing(source2012(), recipe)))
-    assert found == sorted(set(found)) and sum(parameter_counts(recipe)) == 59_798_312
+        counts.append(len(differing(source2012(), recipe)))
+    assert counts == sorted(set(counts)) and sum(parameter_counts(recipe)) == 59_798_312

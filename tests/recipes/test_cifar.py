@@ -108,10 +108,13 @@ def test_recipes_differ_in_exactly_these_fields():
 def test_one_tower_and_a_run_can_be_shortened(preset):
     recipe = preset()
     assert recipe.towers == 1 and crossings(recipe, 128, 10) == [] and recipe.name == preset.__name__
-    short = ablations.shortened(recipe, recipe.epochs // 10)  # its dates at the same shares of the epochs
-    assert short.epochs == recipe.epochs // 10 and len(short.dates) == len(recipe.dates)
-    for date, whole in zip(short.dates, recipe.dates, strict=True):
-        assert abs(date.epoch - whole.epoch / 10) <= 2 and dataclasses.replace(date, epoch=whole.epoch) == whole
+    variant = ablations.shortened(recipe, recipe.epochs // 10)  # its dates at the same shares of the epochs
+    assert variant.epochs == recipe.epochs // 10 and len(variant.dates) == len(recipe.dates)
+    for date, full_date in zip(variant.dates, recipe.dates, strict=True):
+        assert (
+            abs(date.epoch - full_date.epoch / 10) <= 2
+            and dataclasses.replace(date, epoch=full_date.epoch) == full_date
+        )
     assert [date.epoch for date in ablations.shortened(cifar18(), 14).dates] == [13, 14]
 
 
@@ -155,15 +158,15 @@ def test_the_network_by_hand(preset, operation, alpha, kernels):
             )
     w = network.merged_state()
     x = images = 50 * torch.randn(3, 3, 32, 32, generator=generator, dtype=torch.float64)
-    nonlinear = {cifar_tanh: torch.tanh, cifar_sigmoid: torch.sigmoid}.get(preset, torch.relu)
+    nonlinearity = {cifar_tanh: torch.tanh, cifar_sigmoid: torch.sigmoid}.get(preset, torch.relu)
 
     def norm(x):
         return response(x, operation, alpha, 3) if operation else x
 
     x = F.pad(F.conv2d(x, w["conv1.weight"], w["conv1.bias"], padding=2), (0, 1, 0, 1), value=-1e9)
-    x = norm(nonlinear(F.max_pool2d(x, 3, 2)))
-    x = norm(average(nonlinear(F.conv2d(x, w["conv2.weight"], w["conv2.bias"], padding=2))))
-    x = average(nonlinear(F.conv2d(x, w["conv3.weight"], w["conv3.bias"], padding=2)))
+    x = norm(nonlinearity(F.max_pool2d(x, 3, 2)))
+    x = norm(average(nonlinearity(F.conv2d(x, w["conv2.weight"], w["conv2.bias"], padding=2))))
+    x = average(nonlinearity(F.conv2d(x, w["conv3.weight"], w["conv3.bias"], padding=2)))
     expected = x.flatten(1) @ w["fc10.weight"].T + w["fc10.bias"]
     torch.testing.assert_close(network(images), expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
 
@@ -183,7 +186,7 @@ def data(tmp_path_factory):
     return root / "set"
 
 
-def trained(data, out, recipe, *more):
+def trained(data, out, recipe, *options):
     arguments = [
         "--gpus",
         "cpu",
@@ -198,7 +201,7 @@ def trained(data, out, recipe, *more):
         "--batch-size",
         "7",
     ]
-    assert train.main([*arguments, "--recipe", recipe, *more]) == 0
+    assert train.main([*arguments, "--recipe", recipe, *options]) == 0
     return read_metrics(out)
 
 
@@ -231,10 +234,10 @@ def test_no_colour_is_the_picture_itself(data, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "draw_curves", lambda run, classes: None)
     monkeypatch.setattr(directory, "source_commit", lambda: None)
     losses = []
-    for number, more in enumerate(
+    for number, options in enumerate(
         ([], ["--set=colour_shrink=true"], ["--set=colour_scale=root"], ["--set=colour_noise=0.5"])
     ):
-        lines = trained(data, tmp_path / str(number), "cifar18", *tiny(cifar18()), *more)
+        lines = trained(data, tmp_path / str(number), "cifar18", *tiny(cifar18()), *options)
         losses.append([line["loss"] for line in lines if line["kind"] == "train"])
     assert losses[0] == losses[1] == losses[2] != losses[3]
 

@@ -96,10 +96,10 @@ def alexnet(
     return F.linear(x, w["fc8.weight"], w["fc8.bias"])
 
 
-def off(got, want):
-    """The largest difference, relative to the largest value that was wanted."""
-    assert got.shape == want.shape and want.abs().max() > 0
-    return ((got - want).abs().max() / want.abs().max()).item()
+def off(actual, expected):
+    """The largest difference, relative to the largest expected value."""
+    assert actual.shape == expected.shape and expected.abs().max() > 0
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 def random_state(generator):
@@ -132,15 +132,15 @@ def build(name):
         for tower, part in enumerate([value] if key.startswith("fc8") else value.chunk(2)):
             split[f"towers.{tower}.{key}"] = part
     net.load_state_dict(split)
-    merged = net.merge()
-    project = merged(images).detach()
+    merged_net = net.merge()
+    project = merged_net(images).detach()
     leaves = {key: value.clone().requires_grad_() for key, value in state.items()}
     logits = alexnet(leaves, images, **facts)
     grads = dict(zip(leaves, torch.autograd.grad((logits * along).sum(), list(leaves.values()))))
     return SimpleNamespace(
         facts=facts,
         net=net,
-        merged=merged,
+        merged=merged_net,
         state=state,
         images=images,
         project=project,
@@ -164,11 +164,13 @@ def test_network_is_the_handwritten_one(cases, name, network):
     logits = net(*[case.images] * inputs)
     assert off(logits.detach(), case.logits) < 1e-12
     parameters = dict(net.named_parameters())
-    found = dict(zip(parameters, torch.autograd.grad((logits * case.along).sum(), list(parameters.values()))))
+    grads = dict(zip(parameters, torch.autograd.grad((logits * case.along).sum(), list(parameters.values()))))
     errors = {}
-    for key, want in case.grads.items():
-        errors[key] = off(torch.cat([found.pop(prefix + key) for prefix in prefixes if prefix + key in found]), want)
-    assert not found and len(errors) == 16 and max(errors.values()) < 1e-10, errors
+    for key, expected in case.grads.items():
+        errors[key] = off(
+            torch.cat([grads.pop(prefix + key) for prefix in prefixes if prefix + key in grads]), expected
+        )
+    assert not grads and len(errors) == 16 and max(errors.values()) < 1e-10, errors
 
 
 EITHER = {
@@ -233,12 +235,12 @@ def test_the_norms_matter_here(cases, name, norms):
 def test_the_norms_used_here_are_the_formulas_of_the_source():
     """Windows clipped at the edges, divisor kept (conv_util.cu): 2 + 1e-4/5 * S over maps, 1 + 1e-3/25 * S over 5x5."""
     x = 200.0 * torch.randn(1, 7, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    square, across, within = x * x, torch.empty_like(x), torch.empty_like(x)
+    square, map_norm, spatial_norm = x * x, torch.empty_like(x), torch.empty_like(x)
     for i in range(7):
-        across[:, i] = x[:, i] * (2 + 2e-5 * square[:, max(i - 2, 0) : i + 3].sum(1)) ** -0.75
+        map_norm[:, i] = x[:, i] * (2 + 2e-5 * square[:, max(i - 2, 0) : i + 3].sum(1)) ** -0.75
     for i in range(6):
         for j in range(6):
             window = square[:, :, max(i - 2, 0) : i + 3, max(j - 2, 0) : j + 3].sum((2, 3))
-            within[:, :, i, j] = x[:, :, i, j] * (1 + 4e-5 * window) ** -0.75
-    assert off(F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=2.0), across) < 1e-14
-    assert off(cnorm(x), within) < 1e-14
+            spatial_norm[:, :, i, j] = x[:, :, i, j] * (1 + 4e-5 * window) ** -0.75
+    assert off(F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=2.0), map_norm) < 1e-14
+    assert off(cnorm(x), spatial_norm) < 1e-14

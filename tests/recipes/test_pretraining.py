@@ -25,18 +25,18 @@ WORDS = [
 
 
 def rates(recipe, epoch):
-    found = make_schedule(recipe).rates(epoch)
-    return {name: found[f"{name}.weight"] for name in (layer.name for layer in recipe.layers)}
+    table = make_schedule(recipe).rates(epoch)
+    return {name: table[f"{name}.weight"] for name in (layer.name for layer in recipe.layers)}
 
 
 def test_rates_of_pre_training():
-    for recipe, old, epochs in (
+    for recipe, copies, epochs in (
         (net146_2009(), 5, {1: 1e-2, 2: 1e-3, 6: 1e-3}),
         (net146_2011(), 6, {1: 1e-2, 6: 1e-2, 7: 1e-3, 8: 1e-3}),
     ):
         for epoch, rate in epochs.items():
-            found = list(rates(recipe, epoch).values())
-            assert found == pytest.approx(old * [1e-3] + (len(found) - old) * [rate]), (recipe.name, epoch)
+            values = list(rates(recipe, epoch).values())
+            assert values == pytest.approx(copies * [1e-3] + (len(values) - copies) * [rate]), (recipe.name, epoch)
         assert {make_schedule(recipe).colour_noise(epoch) for epoch in epochs} == {0.1} and recipe.epochs == max(epochs)
         assert {make_schedule(recipe).rates(epoch)["fc8.bias"] for epoch in epochs} == {0.02}
 
@@ -52,13 +52,13 @@ def test_networks_of_the_three_steps():
 
 def test_the_page_can_be_typed():
     options = [train._parser().parse_args(words) for words in COMMANDS]
-    assert [found.recipe for found in options] == ["source2012", "net146_2009", "net146_2011", "net146_2012", None]
-    assert [found.init for found in options] == [None, *(found.out for found in options[:3]), None]
+    assert [command.recipe for command in options] == ["source2012", "net146_2009", "net146_2011", "net146_2012", None]
+    assert [command.init for command in options] == [None, *(command.out for command in options[:3]), None]
     assert options[4].resume == options[3].out
-    for found in options[1:3]:
-        copied = found.init_layers.split(",")
-        assert [layer.rate for layer in PRESETS[found.recipe]().layers] == pytest.approx(
-            [0.1 if layer.name in copied else 1.0 for layer in PRESETS[found.recipe]().layers]
+    for command in options[1:3]:
+        names = command.init_layers.split(",")
+        assert [layer.rate for layer in PRESETS[command.recipe]().layers] == pytest.approx(
+            [0.1 if layer.name in names else 1.0 for layer in PRESETS[command.recipe]().layers]
         )
     assert options[3].steps * 128 == 300 * 1024
     for line in re.findall(r"^python -m alexnet_mp\.(prepare|evaluate) (.*)$", PAGE.read_text(), re.M):
@@ -70,7 +70,7 @@ def test_the_page_can_be_typed():
 def test_the_chain_from_145_to_the_end(tmp_path, monkeypatch):
     """Small widths and pictures, one epoch a step: each begins with what the one before learned, the last in two."""
     monkeypatch.chdir(tmp_path)
-    small = [
+    settings = [
         "--gpus",
         "cpu",
         "--pipeline",
@@ -96,29 +96,29 @@ def test_the_chain_from_145_to_the_end(tmp_path, monkeypatch):
             size=(90, 90),
             classes=("ant", "bee", "cat")[: 2 if name == "ilsvrc2012" else 3],
         )
-    seen = []
+    states = []
     for words in COMMANDS:
         options = train._parser().parse_args(words)
         has_conv6 = options.recipe != "source2012"
         maps = [word for word in zip(WORDS[::2], WORDS[1::2]) if has_conv6 or "conv6" not in word[1]]
-        more = sum(map(list, maps), []) + (["--set", "bottleneck1.maps=2"] if options.recipe == "net146_2011" else [])
+        widths = sum(map(list, maps), []) + (["--set", "bottleneck1.maps=2"] if options.recipe == "net146_2011" else [])
         words = ["1" if word == "2400" else word for word in words]
         words[words.index("--gpus") : words.index("--gpus") + 2] = []
-        train.main([*words, *small, *(more if options.recipe else [])])
-        seen.append(checkpoint_format.read_state(newest(options.out or options.resume)))
-    assert [found.recipe.name for found in seen] == [
+        train.main([*words, *settings, *(widths if options.recipe else [])])
+        states.append(checkpoint_format.read_state(newest(options.out or options.resume)))
+    assert [state.recipe.name for state in states] == [
         "source2012",
         "net146_2009",
         "net146_2011",
         "net146_2012",
         "net146_2012",
     ]
-    assert [found.step for found in seen] == [2, 3, 3, 1, 2]
-    assert [found.recipe.layers[-1].rate for found in seen[-2:]] == [0.1, 1.0]
-    last = checkpoint_format.load_weights(newest(tmp_path / "runs/146-2012"))
+    assert [state.step for state in states] == [2, 3, 3, 1, 2]
+    assert [state.recipe.layers[-1].rate for state in states[-2:]] == [0.1, 1.0]
+    last_weights = checkpoint_format.load_weights(newest(tmp_path / "runs/146-2012"))
     before = checkpoint_format.load_weights(newest(tmp_path / "runs/146-2011"))
     assert all(
-        torch.nn.functional.cosine_similarity(last[name].flatten(), before[name].flatten(), 0) > 0.99
-        for name in last
+        torch.nn.functional.cosine_similarity(last_weights[name].flatten(), before[name].flatten(), 0) > 0.99
+        for name in last_weights
         if name.endswith("weight") and not name.startswith("fc8")
     )

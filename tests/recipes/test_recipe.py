@@ -18,8 +18,8 @@ from alexnet_mp.system.errors import UserError
 
 def fields(recipe):
     """{"conv1.maps": 48, ..., "batch_size": 128, ...}"""
-    flat = {name: value for name, value in to_dict(recipe).items() if name != "layers"}
-    return flat | {
+    values = {name: value for name, value in to_dict(recipe).items() if name != "layers"}
+    return values | {
         f"{layer['name']}.{name}": value for layer in to_dict(recipe)["layers"] for name, value in layer.items()
     }
 
@@ -67,21 +67,22 @@ def test_source2012_differs_from_the_paper_in_exactly_these_fields():
 
 
 def test_mini_is_the_papers_graph():
-    for ours, full in zip(mini().layers, paper().layers, strict=True):
-        narrowed = dataclasses.replace(ours, maps=full.maps, init_std=full.init_std)
-        assert narrowed == full
+    for layer, paper_layer in zip(mini().layers, paper().layers, strict=True):
+        copy = dataclasses.replace(layer, maps=paper_layer.maps, init_std=paper_layer.init_std)
+        assert copy == paper_layer
 
 
 def test_desk_is_the_papers_graph_for_small_pictures():
-    for ours, full in zip(PRESETS["desk"]().layers, paper().layers, strict=True):
-        stride = 2 if ours.name == "conv1" else full.stride
+    for layer, paper_layer in zip(PRESETS["desk"]().layers, paper().layers, strict=True):
+        stride = 2 if layer.name == "conv1" else paper_layer.stride
         assert (
-            dataclasses.replace(ours, maps=full.maps, init_std=full.init_std, stride=full.stride) == full
-            and ours.stride == stride
+            dataclasses.replace(layer, maps=paper_layer.maps, init_std=paper_layer.init_std, stride=paper_layer.stride)
+            == paper_layer
+            and layer.stride == stride
         )
     assert PRESETS["desk"]().layers[0].maps == 48 and PRESETS["desk"]().layers[0].init_std == 0.01
-    found = {size.layer.name: size.output for size in sizes(PRESETS["desk"](), 100)}
-    assert list(found.values()) == [
+    outputs = {size.layer.name: size.output for size in sizes(PRESETS["desk"](), 100)}
+    assert list(outputs.values()) == [
         (48, 10, 10),
         (48, 5, 5),
         (64, 5, 5),
@@ -91,7 +92,7 @@ def test_desk_is_the_papers_graph_for_small_pictures():
         (512, 1, 1),
         (100, 1, 1),
     ]
-    same = {
+    names = {
         "batch_size",
         "learning_rate",
         "momentum",
@@ -102,7 +103,7 @@ def test_desk_is_the_papers_graph_for_small_pictures():
         "colour_noise",
         "test_views",
     }
-    assert all(getattr(PRESETS["desk"](), field) == getattr(paper(), field) for field in same)
+    assert all(getattr(PRESETS["desk"](), field) == getattr(paper(), field) for field in names)
 
 
 @every("preset", PRESETS.values(), ids=PRESETS)
@@ -200,9 +201,9 @@ def test_override_changes_one_field_and_keeps_the_rest():
     ],
 )
 def test_a_wrong_value_is_refused_by_name(setting, named):
-    with pytest.raises(UserError, match=named) as raised:
+    with pytest.raises(UserError, match=named) as error:
         override(paper(), [setting])
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(error.value)
 
 
 @every(
@@ -235,12 +236,12 @@ def test_a_wrong_value_is_refused_by_name(setting, named):
 def test_a_recipe_that_code_makes_is_checked_as_one_that_is_read(changes, words):
     """One sentence, wherever it comes from."""
     recipe, (first, *others) = paper(), paper().layers
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         if changes.keys() <= vars(first).keys():
             dataclasses.replace(recipe, layers=(dataclasses.replace(first, **changes), *others))
         else:
             dataclasses.replace(recipe, **changes)
-    assert str(raised.value).startswith(f"recipe field {words}") and "\n" not in str(raised.value)
+    assert str(error.value).startswith(f"recipe field {words}") and "\n" not in str(error.value)
 
 
 def test_a_recipe_is_a_value():
@@ -248,10 +249,10 @@ def test_a_recipe_is_a_value():
     copy = pickle.loads(pickle.dumps(recipe))
     assert copy == recipe == dataclasses.replace(recipe) and hash(copy) == hash(recipe) and type(copy) is type(recipe)
     names = [field.name for field in dataclasses.fields(recipe)]
-    always = [name for name in names if name not in ("lrn_crosses", "fc_batch_size")]
-    assert list(to_dict(recipe)) == always and sorted(every_field(recipe)) == sorted(names)
+    common_names = [name for name in names if name not in ("lrn_crosses", "fc_batch_size")]
+    assert list(to_dict(recipe)) == common_names and sorted(every_field(recipe)) == sorted(names)
     for preset, field in (("caffenet", "lrn_crosses"), ("owt2014", "fc_batch_size")):
-        assert list(to_dict(PRESETS[preset]())) == [name for name in names if name in (*always, field)]
+        assert list(to_dict(PRESETS[preset]())) == [name for name in names if name in (*common_names, field)]
 
 
 @every("layers", [[1], [{}], "conv1", None])
@@ -283,8 +284,8 @@ def test_change_layers_refuses_a_layer_that_is_not_there():
 
 @every("preset", [paper, source2012, mini])
 def test_a_recipe_stored_before_is_the_same_today(preset):
-    stored = without_file_size(preset())
-    assert upgraded(stored) == to_dict(preset()) and stored == without_file_size(preset())
+    record = without_file_size(preset())
+    assert upgraded(record) == to_dict(preset()) and record == without_file_size(preset())
 
 
 def without_file_size(recipe):

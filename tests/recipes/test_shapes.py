@@ -77,12 +77,12 @@ def test_variants_need_no_network_code():
 
     recipe = paper()
     conv6 = dataclasses.replace(recipe.layers[4], name="conv6", reads="both", then=("relu",))
-    sixth = dataclasses.replace(recipe, layers=(*recipe.layers[:5], conv6, *recipe.layers[5:]))
-    assert sum(parameter_counts(sixth)) == 61_555_304
-    assert list(dict.fromkeys(row[0] for row in crossings(sixth, 128)))[:2] == ["conv3", "conv6"]
+    variant = dataclasses.replace(recipe, layers=(*recipe.layers[:5], conv6, *recipe.layers[5:]))
+    assert sum(parameter_counts(variant)) == 61_555_304
+    assert list(dict.fromkeys(row[0] for row in crossings(variant, 128)))[:2] == ["conv3", "conv6"]
 
-    unlinked = change_layers(recipe, "conv3", "fc6", "fc7", reads="own")
-    assert {row[0] for row in crossings(unlinked, 128)} == {"fc8"}
+    without_links = change_layers(recipe, "conv3", "fc6", "fc7", reads="own")
+    assert {row[0] for row in crossings(without_links, 128)} == {"fc8"}
 
 
 def test_mini_fits():

@@ -35,8 +35,8 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
     tests = [judged(4, "test", protocol=name, split="val", images=20, top1_error=60.0) for name in (CENTRE, TEN)]
     lines = [*(step(number) for number in range(1, 5)), judged(2, images=20), judged(4, images=20), *tests]
     recipe = tiny_recipe()
-    wider = dataclasses.replace(recipe.layers[1], maps=5)
-    other = dataclasses.replace(recipe, seed=7, layers=(recipe.layers[0], wider, recipe.layers[2]))
+    wide_layer = dataclasses.replace(recipe.layers[1], maps=5)
+    other = dataclasses.replace(recipe, seed=7, layers=(recipe.layers[0], wide_layer, recipe.layers[2]))
     one_tower = dataclasses.replace(recipe, towers=1, layers=(recipe.layers[0], recipe.layers[2]))
     told_run(tmp_path / "a", lines, right=right(*range(8)), checkpoint=True)
     told_run(tmp_path / HOSTILE, lines, recipe=other, right=right(*range(2, 8), *range(10, 19)), pipeline="torch")
@@ -51,17 +51,17 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
     def opened(*names):
         return [read_compared(name, name) for name in names]
 
-    found = differences(opened("a", HOSTILE, "begins"))
-    assert found["recipe"]["fc2.maps"] == ["3", "5", "-"] and found["recipe"]["seed"] == ["0", "7", "0"]
-    assert found["recipe"]["towers"] == ["2", "2", "1"] and found["recipe"]["layers"][2] == "conv1, fc8"
+    sections = differences(opened("a", HOSTILE, "begins"))
+    assert sections["recipe"]["fc2.maps"] == ["3", "5", "-"] and sections["recipe"]["seed"] == ["0", "7", "0"]
+    assert sections["recipe"]["towers"] == ["2", "2", "1"] and sections["recipe"]["layers"][2] == "conv1, fc8"
     # A layer that one run lacks: what the others share is one word.
-    shared = found["recipe"]["fc2"]
-    assert shared[0] == shared[1] and shared[0].startswith("kind fc, ") and shared[2] == "-" and "maps" not in shared[0]
-    assert {name for name in found["recipe"] if name.startswith("fc2")} == {"fc2", "fc2.maps"}
+    cells = sections["recipe"]["fc2"]
+    assert cells[0] == cells[1] and cells[0].startswith("kind fc, ") and cells[2] == "-" and "maps" not in cells[0]
+    assert {name for name in sections["recipe"] if name.startswith("fc2")} == {"fc2", "fc2.maps"}
     assert grouped(["48", "96", "48", "-", "-", "-"]) == [("48", "1, 3"), ("96", "2"), ("-", "4-6")]
-    assert "name" not in found["recipe"] and "fc8.reads" not in found["recipe"]
-    assert found["environment"] == {"pipeline": ["raw", "torch", "raw"]}
-    assert set(found["data"]) == {"classes", "sha256 of the classes"}
+    assert "name" not in sections["recipe"] and "fc8.reads" not in sections["recipe"]
+    assert sections["environment"] == {"pipeline": ["raw", "torch", "raw"]}
+    assert set(sections["data"]) == {"classes", "sha256 of the classes"}
     assert not any(differences(opened("a", "c")).values())
 
     pairs, reasons = paired_errors(opened("a", HOSTILE, "c"))
@@ -83,21 +83,21 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
         "went-on": "went-on: it was trained on after its final test",
         "converted": "converted: it was converted, and nobody knows its data",
     }.items():
-        pairs, (told,) = paired_errors(opened("a", name))
-        assert not pairs and told.startswith(reason)
+        pairs, (text,) = paired_errors(opened("a", name))
+        assert not pairs and text.startswith(reason)
     capsys.readouterr()
     with open(tmp_path / "c/metrics.jsonl", "a") as file:  # what is no line of a run counts for nothing
-        for bad in (None, [], {}, 10**400, float("nan")):
+        for damage in (None, [], {}, 10**400, float("nan")):
             for line, fields in ((step(9), TRAIN), (judged(9), TESTED), (tests[1], (*TESTED, "protocol", "split"))):
-                file.writelines(json.dumps(line | {name: bad}) + "\n" for name in fields)
+                file.writelines(json.dumps(line | {name: damage}) + "\n" for name in fields)
     assert opened("c")[0].lines == opened("a")[0].lines
 
     assert compare.main(["a", HOSTILE, "c", "--out", "out"]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"^  fc2\.maps +3 \(1, 3\) \| 5 \(2\)$", told, re.M) and "data: the same in all" in told
-    assert re.search(r"^  1  ten views +top-1 60\.00 % \(38\.66 to 78\.12\) +20 images$", told, re.M)
+    text = capsys.readouterr().out
+    assert re.search(r"^  fc2\.maps +3 \(1, 3\) \| 5 \(2\)$", text, re.M) and "data: the same in all" in text
+    assert re.search(r"^  1  ten views +top-1 60\.00 % \(38\.66 to 78\.12\) +20 images$", text, re.M)
     assert re.search(
-        r"^  3 minus 1 +\+30\.00 points +\(.*\) +p = 0\.06\d +3 alone right 0, 1 alone 6 of 20, ten", told, re.M
+        r"^  3 minus 1 +\+30\.00 points +\(.*\) +p = 0\.06\d +3 alone right 0, 1 alone 6 of 20, ten", text, re.M
     )
     page = (tmp_path / "out/comparison.html").read_text()
     assert "<script>" not in page and "2: &lt;script&gt;$\\frac$" in page and "http" not in page
@@ -121,6 +121,6 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
         (["a", "c", "--out", "report"], "--out report: it is no report's and holds .*"),
         (["a", "c", "--out", "a/run.json"], "--out a/run.json: File exists"),
     ):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             run_command(lambda: compare.main(words))  # noqa: B023
-        assert ended.value.code == 2 and re.fullmatch(f"error: {problem}\n", capsys.readouterr().err), words
+        assert exit_info.value.code == 2 and re.fullmatch(f"error: {problem}\n", capsys.readouterr().err), words

@@ -12,9 +12,9 @@ TEST = {"kind": "test", "images": 50_000, "protocol": "ten views", "top1_error":
 
 def kernels():
     """Grey ones in tower a, of one colour in tower b."""
-    found = np.ones((48, 3, 5, 5), np.float32)
-    found[24:, 1:] = -0.5
-    return found
+    weights = np.ones((48, 3, 5, 5), np.float32)
+    weights[24:, 1:] = -0.5
+    return weights
 
 
 def test_a_finished_run():
@@ -35,9 +35,9 @@ def test_few_classes_no_test_and_one_tower():
 
 
 def test_few_pictures_have_their_number_and_an_interval():
-    few = VAL | {"images": 18, "top1_error": 100 * 11 / 18, "top5_error": 100 * 1 / 18}
-    error, *_ = headline(kernels(), [few], mini(), 3)
+    record = VAL | {"images": 18, "top1_error": 100 * 11 / 18, "top5_error": 100 * 1 / 18}
+    error, *_ = headline(kernels(), [record], mini(), 3)
     assert error.value == "61.11 %" and error.note == "top-1 11 of 18: 39 to 80 %, 95 % interval; a guess: 66.7 %"
-    error, *_ = headline(kernels(), [few], mini(), 10)
+    error, *_ = headline(kernels(), [record], mini(), 10)
     assert error.value == "61.11 / 5.56 %"
     assert error.note.startswith("top-1 11 of 18: 39 to 80 %, 95 % interval; top-5 1 of 18: 1 to 26 %, 95 % interval; ")

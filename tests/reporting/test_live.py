@@ -46,8 +46,8 @@ def test_who_and_what_is_answered(tmp_path, monkeypatch):
     before = inside(run)
     with LiveServer(Watched(run), 0) as server:
         port = server.server_port
-        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
-        serving.start()
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
         try:
 
             def asked(path, method="GET", **headers):
@@ -67,8 +67,8 @@ def test_who_and_what_is_answered(tmp_path, monkeypatch):
             for path, kind in kinds.items():
                 answer, content = asked(path)
                 assert answer.status == 200 and answer.getheader("Content-Type").startswith(kind) and content, path
-                head, nothing = asked(path, "HEAD", Host=f"LOCALHOST:{port}")
-                assert head.status == 200 and not nothing
+                head, body = asked(path, "HEAD", Host=f"LOCALHOST:{port}")
+                assert head.status == 200 and not body
                 assert int(head.getheader("Content-Length")) == len(content)
             for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"localhost:{port}.evil.example", "", ()):
                 answer, content = asked("/", Host=host)
@@ -84,23 +84,23 @@ def test_who_and_what_is_answered(tmp_path, monkeypatch):
                 with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
                     connection.sendall(request)
                     connection.shutdown(socket.SHUT_WR)
-                    found = b"".join(iter(lambda: connection.recv(65536), b""))
-                    assert b"<main>" not in found
+                    reply = b"".join(iter(lambda: connection.recv(65536), b""))
+                    assert b"<main>" not in reply
             assert {name for name, *_ in [server.server_address]} == {"127.0.0.1"}
             with pytest.raises(UserError, match=f"--port {port}: something listens there already"):
                 LiveServer(server.watched, port)
         finally:
             server.shutdown()
-            serving.join()
+            thread.join()
     assert inside(run) == before
 
 
 def drawings(place):
     assert ticks(4.7, 5) == [0, 1, 2, 3, 4, 5] and ticks(100, 5) == [0, 20, 40, 60, 80, 100]
     assert ticks(3910, 4) == [0, 1000, 2000, 3000, 4000] and ticks(1, 4)[-1] == 1 and len(ticks(1, 4)) == 3
-    drawn = chart("Loss", [Line("a", "training", [(0, 0.0), (10, 2.0)]), Line("b", "guess", [])], None, [0, 5])
-    assert [line["points"] for line in drawn["lines"]] == ["44,200 386,12"] and drawn["said"] == "a 2"
-    assert drawn["falls"] == [215.0] and drawn["y_ticks"][-1] == (12.0, "2") and drawn["x_ticks"][-1][1] == "10"
+    plot = chart("Loss", [Line("a", "training", [(0, 0.0), (10, 2.0)]), Line("b", "guess", [])], None, [0, 5])
+    assert [line["points"] for line in plot["lines"]] == ["44,200 386,12"] and plot["said"] == "a 2"
+    assert plot["falls"] == [215.0] and plot["y_ticks"][-1] == (12.0, "2") and plot["x_ticks"][-1][1] == "10"
     assert chart("Loss", [])["lines"] == []
     pixels = np.arange(5 * 2 * 2 * 3, dtype=np.uint8).reshape(5, 2, 2, 3)
     (place / "grid.png").write_bytes(kernel_grid(pixels))
@@ -125,8 +125,8 @@ def test_runs_of_every_kind(tmp_path, monkeypatch):
         return text
 
     one_tower = dataclasses.replace(tiny_recipe(), towers=1)
-    hostile, two = tmp_path / HOSTILE.replace("/", "\N{DIVISION SLASH}"), ("no", "yes")
-    text = page(told_run(hostile, [step(1)], command=HOSTILE, classes=(HOSTILE, "b", "\u202e")), "stopped")
+    directory, two = tmp_path / HOSTILE.replace("/", "\N{DIVISION SLASH}"), ("no", "yes")
+    text = page(told_run(directory, [step(1)], command=HOSTILE, classes=(HOSTILE, "b", "\u202e")), "stopped")
     assert "&lt;script&gt;" in text and "There is no checkpoint yet" in text and "\u202e" not in text
     assert "before its first step" in page(told_run(tmp_path / "begins"), "stopped")
     lines = [
@@ -153,33 +153,33 @@ def test_runs_of_every_kind(tmp_path, monkeypatch):
     assert "step 4, the last line" in text and "of steps left" in text
 
     run = told_run(tmp_path / "run", [step(1)], checkpoint=True, images=None)
-    watched = Watched(run)
-    assert "conv1 after step 3" in watched.page().decode()
+    view = Watched(run)
+    assert "conv1 after step 3" in view.page().decode()
     listing = live.checkpoints.listing
 
     def vanishes(run):
-        found = listing(run)
+        checkpoints = listing(run)
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
-        return found
+        return checkpoints
 
     save(run, 5)
     with monkeypatch.context() as patch:
         patch.setattr(live.checkpoints, "listing", vanishes)
-        text = watched.page().decode()
+        text = view.page().decode()
     assert "conv1 after step 3" in text and 'class="problem"' in text
     save(run, 6)
-    text = watched.page().decode()
+    text = view.page().decode()
     assert "conv1 after step 6" in text and "problem" not in text and text.count("<td>") >= 2 * 3
     weights = run / "checkpoints/step_00000007"
     save(run, 7)
     (weights / "weights.safetensors").write_bytes(b"damaged")
-    assert "conv1 after step 6" in (text := watched.page().decode()) and 'class="problem"' in text
+    assert "conv1 after step 6" in (text := view.page().decode()) and 'class="problem"' in text
     run.rename(tmp_path / "away")
-    assert "what follows is from before" in watched.page().decode()
+    assert "what follows is from before" in view.page().decode()
     (tmp_path / "away").rename(run)
     shutil.rmtree(weights)
-    assert "problem" not in watched.page().decode()
-    assert watched.kernels(0)[:4] == b"\x89PNG" and watched.kernels(2) is None
+    assert "problem" not in view.page().decode()
+    assert view.kernels(0)[:4] == b"\x89PNG" and view.kernels(2) is None
     drawings(tmp_path)
 
 
@@ -189,26 +189,28 @@ def test_what_can_not_be_watched_and_what_is_waited_for(tmp_path, monkeypatch, c
     told_run(tmp_path / "RUN")
     (tmp_path / "run.json").write_text("{}")
     for name in ("devices", "resumed", "packages", "converted", "command", "started", "kernels", "pairs"):
-        for bad in (1.5, ["x"], [None], [{}], {"a": []}):
-            told_run(tmp_path / "wrong", **{name: bad})
+        for value in (1.5, ["x"], [None], [{}], {"a": []}):
+            told_run(tmp_path / "wrong", **{name: value})
             with pytest.raises(UserError, match=f"{name} is not what a run writes"):
                 Watched(tmp_path / "wrong")
             shutil.rmtree(tmp_path / "wrong")
-    none = "is not a run directory: "
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    refusal = "is not a run directory: "
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         for words, problem in (
-            (["none/RUN"], f"none/RUN {none}cannot read .*: No such file or directory"),
-            (["."], rf"\. {none}.*damaged"),
-            (["run.json"], f"run.json {none}cannot read .*: Not a directory"),
+            (["none/RUN"], f"none/RUN {refusal}cannot read .*: No such file or directory"),
+            (["."], rf"\. {refusal}.*damaged"),
+            (["run.json"], f"run.json {refusal}cannot read .*: Not a directory"),
             (["RUN", "--port", "65536"], "--port 65536: ports are 0 to 65535"),
             (["RUN", "--port", "-1"], "--port -1: ports are 0 to 65535"),
             (["RUN", "--port", f"{port}"], f"--port {port}: something listens there already; --port 0 .* is free"),
         ):
-            with pytest.raises(SystemExit) as ended:
+            with pytest.raises(SystemExit) as exit_info:
                 run_command(lambda: watch.main(words))  # noqa: B023
-            told = capsys.readouterr()
-            assert ended.value.code == 2 and not told.out and re.fullmatch(f"error: {problem}[^\n]*\n", told.err), words
+            streams = capsys.readouterr()
+            assert (
+                exit_info.value.code == 2 and not streams.out and re.fullmatch(f"error: {problem}[^\n]*\n", streams.err)
+            ), words
     waits = []
 
     def begins(seconds):
@@ -223,12 +225,12 @@ def test_what_can_not_be_watched_and_what_is_waited_for(tmp_path, monkeypatch, c
     monkeypatch.setattr(watch.time, "sleep", begins)
     monkeypatch.setattr(LiveServer, "serve_forever", stops)
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         run_command(lambda: watch.main([str(tmp_path / "later"), "--port", "0"]))
-    told = capsys.readouterr()
-    assert ended.value.code == 130 and told.err == "stopped\n" and len(waits) == 2
-    waited, served = told.out.splitlines()
-    assert "it is waited for" in waited and re.fullmatch(r".*: http://127\.0\.0\.1:\d+/ until Ctrl-C", served)
+    streams = capsys.readouterr()
+    assert exit_info.value.code == 130 and streams.err == "stopped\n" and len(waits) == 2
+    notice, address = streams.out.splitlines()
+    assert "it is waited for" in notice and re.fullmatch(r".*: http://127\.0\.0\.1:\d+/ until Ctrl-C", address)
 
 
 FRAMES = """<title></title>%s<script>addEventListener("load", () => {
@@ -245,13 +247,13 @@ def test_in_a_browser_it_updates_and_fits(tmp_path, monkeypatch):
     """The script, which the policy lets run, shows new lines; nothing overflows on telephones and desktops."""
     without_git(monkeypatch)
     run = told_run(tmp_path / f"{HOSTILE[:8]}-{'long' * 30}", [step(1), step(2), judged(2)], checkpoint=True)
-    watched, asked = Watched(run), []
+    view, pages = Watched(run), []
 
     def page(_):
-        asked.append(watched.page())
+        pages.append(view.page())
         with open(run / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(step(2 + len(asked))) + "\n")
-        return asked[-1]
+            file.write(json.dumps(step(2 + len(pages))) + "\n")
+        return pages[-1]
 
     def shown(*where):
         options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
@@ -259,26 +261,26 @@ def test_in_a_browser_it_updates_and_fits(tmp_path, monkeypatch):
         return subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=300, check=True).stdout
 
     monkeypatch.setitem(live_server.ROUTES, "/", ("text/html; charset=utf-8", page))
-    with LiveServer(watched, 0) as server:
-        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
-        serving.start()
+    with LiveServer(view, 0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
         try:
             text = shown(f"http://127.0.0.1:{server.server_port}/")
         finally:
             server.shutdown()
-            serving.join()
-    last = int(re.search(r"step (\d+)</title>", text)[1])  # that of an answer which came in time
-    assert 2 < last <= 1 + len(asked) and "<dd>2<" in asked[0].decode()
-    assert f"<dd>{last} of 180<" in text and re.search('id="silent" hidden', text)
+            thread.join()
+    last_step = int(re.search(r"step (\d+)</title>", text)[1])  # that of an answer which came in time
+    assert 2 < last_step <= 1 + len(pages) and "<dd>2<" in pages[0].decode()
+    assert f"<dd>{last_step} of 180<" in text and re.search('id="silent" hidden', text)
 
     style = (Path(live_server.HERE) / "live.css").read_text()
     for letter in "ab":
-        (tmp_path / f"kernels-{letter}.png").write_bytes(watched.kernels("ab".index(letter)))
-    text = asked[-1].decode().replace('src="/kernels', 'src="kernels').replace('<script src="/live.js"', "<script")
+        (tmp_path / f"kernels-{letter}.png").write_bytes(view.kernels("ab".index(letter)))
+    text = pages[-1].decode().replace('src="/kernels', 'src="kernels').replace('<script src="/live.js"', "<script")
     (tmp_path / "page.html").write_text(text.replace("</head>", f"<style>{style}</style></head>"))
     widths = (360, 390, 1280)
     frames = "".join(f'<iframe src="page.html" style="width: {width}px; border: 0"></iframe>' for width in widths)
     (tmp_path / "frames.html").write_text(FRAMES % frames)
-    found = json.loads(unescape(re.search("<title>(.*?)</title>", shown((tmp_path / "frames.html").as_uri()))[1]))
-    assert [width for width, *_ in found] == list(widths)
-    assert all(scrolled <= width and images == 2 for width, scrolled, images in found), found
+    sizes = json.loads(unescape(re.search("<title>(.*?)</title>", shown((tmp_path / "frames.html").as_uri()))[1]))
+    assert [width for width, *_ in sizes] == list(widths)
+    assert all(scroll <= width and images == 2 for width, scroll, images in sizes), sizes

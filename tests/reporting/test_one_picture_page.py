@@ -47,54 +47,56 @@ def test_means_travel_with_a_network_whose_pictures_stay(photograph, tmp_path, m
     without_git(monkeypatch)
     run, *_ = made_run(tmp_path / "run", ("mini", TINY), 3, ["a", "b", "c"])
     pictures = make_folder(tmp_path / "pictures", train=1, val=2, size=(48, 44))
-    folder, there = tmp_path / "hub", tmp_path / "there"
-    at_home = answers_of(paged(run, photograph, "--data", str(pictures)))
+    folder, target = tmp_path / "hub", tmp_path / "there"
+    answers = answers_of(paged(run, photograph, "--data", str(pictures)))
     export.main([str(run), "--to", "hub", str(folder), "--data", str(pictures), "--gpus", "cpu"])
-    convert.main([str(folder), str(there)])
+    convert.main([str(folder), str(target)])
     (tmp_path / "page.html").unlink()
-    text = paged(there, photograph).read_text()
-    assert answers_of(tmp_path / "page.html") == at_home and [row.count("%") for row in at_home] == [4] * 3
+    text = paged(target, photograph).read_text()
+    assert answers_of(tmp_path / "page.html") == answers and [row.count("%") for row in answers] == [4] * 3
     assert "mean over 6 pictures of pictures, split val" in text
     with pytest.raises(UserError, match="--data is for --to hub"):
         export.main([str(run), "--to", "torch", str(tmp_path / "torch"), "--data", str(pictures)])
 
-    linked = tmp_path / "linked"  # as in a cache of models
-    linked.mkdir()
+    cache = tmp_path / "linked"  # as in a cache of models
+    cache.mkdir()
     for path in folder.iterdir():
-        (linked / path.name).symlink_to(path)
-    for source, more, kept in (
-        (linked, (), True),
-        (linked / "model.safetensors", (), True),
+        (cache / path.name).symlink_to(path)
+    for source, options, with_means in (
+        (cache, (), True),
+        (cache / "model.safetensors", (), True),
         (folder, ("--mean", "120,120,120"), False),  # means under another mean image would be others
         (folder, ("--set", "lrn_alpha=0.02"), False),
     ):
-        convert.main([str(source), str(tmp_path / "run2"), *more])
-        assert (tmp_path / "run2" / UNIT_MEANS).exists() is kept
+        convert.main([str(source), str(tmp_path / "run2"), *options])
+        assert (tmp_path / "run2" / UNIT_MEANS).exists() is with_means
         shutil.rmtree(tmp_path / "run2")
     export.main([str(run), "--to", "hub", str(folder), "--gpus", "cpu"])  # without means, in the same place
     assert not (folder / UNIT_MEANS).exists()
-    good = (there / UNIT_MEANS).read_bytes()
-    tensors = load_file(there / UNIT_MEANS)
+    content = (target / UNIT_MEANS).read_bytes()
+    tensors = load_file(target / UNIT_MEANS)
     (tmp_path / "page.html").unlink()
-    for wrong in (
+    for damage in (
         {name: tensor for name, tensor in tensors.items() if name != "conv2.b"},
         tensors | {"conv2.b": tensors["conv2.b"][..., :1].contiguous()},
         tensors | {"conv2.a": torch.full_like(tensors["conv2.a"], torch.nan)},
         tensors,
         b"",
-        good[:-1],
-        about(good, {"over": "pictures", "number": 1}),
-        about(good, {"other": "pictures"}),
-        about(good, {"over": "\ud800"}),
+        content[:-1],
+        about(content, {"over": "pictures", "number": 1}),
+        about(content, {"other": "pictures"}),
+        about(content, {"over": "\ud800"}),
     ):
-        (there / UNIT_MEANS).write_bytes(wrong) if isinstance(wrong, bytes) else save_file(wrong, there / UNIT_MEANS)
-        with pytest.raises(UserError, match=f"^cannot read {there / UNIT_MEANS}: "):
-            paged(there, photograph)
-    (there / UNIT_MEANS).write_bytes(good)
-    assert answers_of(paged(there, photograph)) == at_home
+        (target / UNIT_MEANS).write_bytes(damage) if isinstance(damage, bytes) else save_file(
+            damage, target / UNIT_MEANS
+        )
+        with pytest.raises(UserError, match=f"^cannot read {target / UNIT_MEANS}: "):
+            paged(target, photograph)
+    (target / UNIT_MEANS).write_bytes(content)
+    assert answers_of(paged(target, photograph)) == answers
     (tmp_path / "page.html").unlink()
-    paged(there, photograph, "--data", str(make_folder(tmp_path / "other", train=1, val=1, size=(48, 44))))
-    assert answers_of(tmp_path / "page.html") != at_home  # other pictures were named
+    paged(target, photograph, "--data", str(make_folder(tmp_path / "other", train=1, val=1, size=(48, 44))))
+    assert answers_of(tmp_path / "page.html") != answers  # other pictures were named
 
 
 def about(content, fields):
@@ -122,13 +124,13 @@ def test_every_kind_of_network(settings, classes, data, photograph, tmp_path, mo
     run, *_ = made_run(tmp_path / "run", ("mini", [*TINY, *settings]), classes, words)
     folder = make_folder(tmp_path / "<b>&\u202e", train=1, val=2, size=(48, 44)) if data else None
     page = paged(run, photograph, *(["--data", str(folder)] if data else []))
-    text, told = page.read_text(), capsys.readouterr()
+    text, streams = page.read_text(), capsys.readouterr()
     two, states = "towers=1" not in settings, ["whole"]
     if two and data:
         states += ["a off", "b off", "links cut"]
         assert "mean over 6 pictures of" in text
     if not data:
-        assert "was converted, its data were never here" in told.err and "Nothing is shown as off" in text
+        assert "was converted, its data were never here" in streams.err and "Nothing is shown as off" in text
     assert parts(text, "state") == states
     assert parts(text, "layer") == len(states) * ["conv1", "conv2", "fc6", *(["fc8"] if two else [])]
     assert text.count('class="side b') == (3 * len(states) if two else 0)
@@ -154,38 +156,38 @@ def test_what_does_not_go_together(photograph, tmp_path, monkeypatch):
     without_git(monkeypatch)
     run, *_ = made_run(tmp_path / "run", ("mini", TINY))
     page = paged(run, photograph, "--json")
-    before, new = page.read_bytes(), str(tmp_path / "new.html")
-    for words, told in (
-        ([str(photograph), str(photograph), "--page", new], "--page shows one picture"),
-        ([str(tmp_path), "--page", new], "--page shows one picture"),
+    before, new_page = page.read_bytes(), str(tmp_path / "new.html")
+    for words, problem in (
+        ([str(photograph), str(photograph), "--page", new_page], "--page shows one picture"),
+        ([str(tmp_path), "--page", new_page], "--page shows one picture"),
         ([str(photograph), "--data", "builtin"], "they go together"),
         ([str(photograph), "--page", str(page)], "is there already"),
         ([str(photograph), "--page", str(tmp_path / "new.jpg")], "has to end with .html or .png"),
-        ([str(photograph), "--page", new, "--data", str(tmp_path / "nowhere")], "no such directory"),
+        ([str(photograph), "--page", new_page, "--data", str(tmp_path / "nowhere")], "no such directory"),
     ):
-        with pytest.raises(UserError) as raised:
+        with pytest.raises(UserError) as error:
             predict.main([str(run), *words, "--gpus", "cpu"])
-        assert told in str(raised.value) and "\n" not in str(raised.value), raised.value
-    drawn = tmp_path / "new.png"
+        assert problem in str(error.value) and "\n" not in str(error.value), error.value
+    path = tmp_path / "new.png"
     predict.main(
         [
             str(run),
             str(photograph),
             "--page",
-            str(drawn),
+            str(path),
             "--gpus",
             "cpu",
             "--data",
             str(make_folder(tmp_path / "set", 1, 2)),
         ]
     )
-    with Image.open(drawn) as picture:
+    with Image.open(path) as picture:
         assert picture.width == 9 * 160 and picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
         maps = np.asarray(picture.convert("RGB")).astype(int)[picture.height // 2 :]
     for half, (more, less) in ((maps[:, :600], (0, 1)), (maps[:, 840:], (1, 0))):  # a is purple, b green
         assert (half[..., more] - half[..., less]).mean() > 5
     (tmp_path / "text.png").write_text("no picture")
-    assert predict.main([str(run), str(tmp_path / "text.png"), "--page", new, "--gpus", "cpu"]) == 2
+    assert predict.main([str(run), str(tmp_path / "text.png"), "--page", new_page, "--gpus", "cpu"]) == 2
     assert page.read_bytes() == before and not (tmp_path / "new.html").exists()
 
 
@@ -198,12 +200,12 @@ def test_in_a_browser(photograph, tmp_path, monkeypatch):
     without_git(monkeypatch)
     run, *_ = made_run(tmp_path / "run", ("mini", TINY), 2, HOSTILE)
     page = paged(run, photograph, "--data", str(make_folder(tmp_path / "data", train=1, val=2, size=(48, 44))))
-    for scripts, states, pressed in (
+    for scripts, states, choices in (
         (True, 1, [["b off"], ["conv2"]]),
         (False, 4, [["whole", "a off", "b off", "links cut"], 4 * ["conv1", "conv2", "fc6", "fc8"]]),
     ):
-        for (theme, width), seen in rendered(page, tmp_path, scripts).items():
-            assert seen["width"] == width and seen["scroll"] <= width and not seen["cut"], (theme, width, seen)
-            assert not seen["scrolling"] and seen["paper"] == PAPER[theme], (theme, width, seen)
-            assert seen["states"] == states and seen["layers"] == 4 * states, (theme, width, seen)
-            assert seen["buttons"] == (9 if scripts else 0) and seen["pressed"] == pressed, (theme, width, seen)
+        for (theme, width), layout in rendered(page, tmp_path, scripts).items():
+            assert layout["width"] == width and layout["scroll"] <= width and not layout["cut"], (theme, width, layout)
+            assert not layout["scrolling"] and layout["paper"] == PAPER[theme], (theme, width, layout)
+            assert layout["states"] == states and layout["layers"] == 4 * states, (theme, width, layout)
+            assert layout["buttons"] == (9 if scripts else 0) and layout["pressed"] == choices, (theme, width, layout)

@@ -72,8 +72,8 @@ def small():
         for name in list(altered_pictures.ALTERATIONS)[3:-1]:
             patch.delitem(altered_pictures.ALTERATIONS, name)
         # Four figures more take a second: few of these reports have them.
-        nothing = [report_page.Part("lesions", HEADINGS[4], []), report_page.Part("sight", HEADINGS[5], [])]
-        patch.setattr(report, "_of_towers", lambda *_: nothing)
+        parts = [report_page.Part("lesions", HEADINGS[4], []), report_page.Part("sight", HEADINGS[5], [])]
+        patch.setattr(report, "_of_towers", lambda *_: parts)
         patch.setattr(directory, "source_commit", lambda: "0123abc")
         patch.setattr(provenance, "source_commit", lambda: "0123abc")
         yield
@@ -120,8 +120,8 @@ def page(trained, tmp_path_factory, small):
 
     def save_whole(figure, path, *resolution):
         save(figure, path, *resolution)
-        drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-        margin = min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1)
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        margin = min(box.x0, box.y0, width - box.x1, height - box.y1)
         cut.update({path.name: margin} if margin < -0.01 else {})
 
     with pytest.MonkeyPatch.context() as patch:
@@ -160,20 +160,18 @@ def test_the_parts_and_their_headings(page, trained, data):  # noqa: F811
         "at conv2, fc6, fc8 and nowhere else" in parts["The exchange"]
         and "no time can be measured" in parts["The exchange"]
     )
-    grows, similar, why = (parts[name] for name in (GROWS, "Do the towers see alike?", "Why two GPUs"))
+    growth, cka, reason = (parts[name] for name in (GROWS, "Do the towers see alike?", "Why two GPUs"))
     moments = len({*checkpoints.listing(trained), *first_layers.listing(trained)})  # which checkpoint is best, varies
-    assert "kept its first layer at 3 moments" in grows and f"{moments} moments from step 0 to 9" in grows
-    assert '<details class="moving" open>' in grows and ".moving { display: none; }" in text
-    assert grows.count('data-file="growth_') == 4 and f"<td>run</td><td>{moments}</td><td>0</td><td>9</td>" in grows
-    assert "6 pictures of val, centre view" in similar and "conv1 to conv2" in similar and "conv2 to fc6" in similar
-    assert (
-        "fc8" not in re.sub('base64,[^"]*', "", similar) and ">as drawn</th>" in similar and ">step 3</th>" in similar
-    )
-    assert 'data-file="similarity_training.png"' in similar
-    over_training = re.search(r"<td>conv1</td>(.*?)</tr>", similar[similar.index(">as drawn</th>") :])[1]
-    assert len(re.findall(r"<td>\S+ \(\S+ to \S+\)</td>", over_training)) == over_training.count("<td>") > 2
-    assert "A training step of 9 images of recipe mini holds" in why and "of recipe paper holds" in why
-    assert re.search(r"<td>in all</td><td>one GPU</td><td>0\.\d</td>", why) and "PCIe 2.0 x16" in why
+    assert "kept its first layer at 3 moments" in growth and f"{moments} moments from step 0 to 9" in growth
+    assert '<details class="moving" open>' in growth and ".moving { display: none; }" in text
+    assert growth.count('data-file="growth_') == 4 and f"<td>run</td><td>{moments}</td><td>0</td><td>9</td>" in growth
+    assert "6 pictures of val, centre view" in cka and "conv1 to conv2" in cka and "conv2 to fc6" in cka
+    assert "fc8" not in re.sub('base64,[^"]*', "", cka) and ">as drawn</th>" in cka and ">step 3</th>" in cka
+    assert 'data-file="similarity_training.png"' in cka
+    row = re.search(r"<td>conv1</td>(.*?)</tr>", cka[cka.index(">as drawn</th>") :])[1]
+    assert len(re.findall(r"<td>\S+ \(\S+ to \S+\)</td>", row)) == row.count("<td>") > 2
+    assert "A training step of 9 images of recipe mini holds" in reason and "of recipe paper holds" in reason
+    assert re.search(r"<td>in all</td><td>one GPU</td><td>0\.\d</td>", reason) and "PCIe 2.0 x16" in reason
     assert "A step of this run took" in parts["The exchange"] and parts["The exchange"].count('class="crossing"') == 5
     assert "Some of 6 pictures that the network has not learned from" in parts[ANSWERS]
     assert "6 training pictures whose fc6 vectors (16 numbers)" in text
@@ -204,12 +202,12 @@ def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, 
     monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
     out = tmp_path / "again"
     out.mkdir()
-    earlier = (page / NAME).read_text().replace("figure4_", "figure4_9")
-    (out / NAME).write_text(earlier)
-    old = pictures_of(out / NAME) - pictures_of(page / NAME)
-    for name in (*old, "figure4_000007.png", "notes.txt"):
+    text = (page / NAME).read_text().replace("figure4_", "figure4_9")
+    (out / NAME).write_text(text)
+    leftovers = pictures_of(out / NAME) - pictures_of(page / NAME)
+    for name in (*leftovers, "figure4_000007.png", "notes.txt"):
         (out / name).write_bytes(b"x")
-    assert old
+    assert leftovers
     reported(trained, out=out)
     (out / "notes.txt").unlink(), (out / "figure4_000007.png").unlink()  # of somebody else: both are still there
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
@@ -248,8 +246,8 @@ def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch):
     monkeypatch.setattr(measures, "SYNTHETIC", 1000)
     monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
     text = reported(others[1], out=tmp_path / "report", speed=(), options=["--pictures", "4"])
-    (said,) = lesions_part(tmp_path, None, None, None, "9 pictures of test", "").pieces  # without labels
-    assert said["text"] == "Nobody knows the classes of the 9 pictures of test: no errors."
+    (piece,) = lesions_part(tmp_path, None, None, None, "9 pictures of test", "").pieces  # without labels
+    assert piece["text"] == "Nobody knows the classes of the 9 pictures of test: no errors."
     assert (
         "No layer reads two towers" in text
         and "4 pictures of val, spread evenly" in text
@@ -295,8 +293,8 @@ def test_without_pictures_the_other_parts_are_there(trained, data, tmp_path, mon
     assert convert.main(["hub", "converted"]) == 0
     run(shutil.copytree(data, "set"), "moved", "--steps", "1")
     shutil.move("set", "elsewhere")
-    of_pictures = (HEADINGS[3], "Lesions", "What a tower sees", ANSWERS, NEAREST, "Short codes")
-    for name, why, epochs in (
+    headings = (HEADINGS[3], "Lesions", "What a tower sees", ANSWERS, NEAREST, "Short codes")
+    for name, reason, epochs in (
         ("converted", "converted was converted, its data were never here; say with --data DIR what to use", "no step"),
         ("moved", "set, where the data of moved were: no such directory; the same command with --data DIR", "1 step"),
     ):
@@ -304,9 +302,9 @@ def test_without_pictures_the_other_parts_are_there(trained, data, tmp_path, mon
         text = reported(name, out=Path(name) / "report")
         assert re.findall(r"<h2>(.*?)</h2>", text) == HEADINGS
         parts = dict(zip(HEADINGS, text.split("<h2>")[1:]))
-        assert [heading for heading in HEADINGS if "It needs pictures: " in parts[heading]] == list(of_pictures)
-        assert all(why in parts[heading] and parts[heading].count("<p") == 1 for heading in of_pictures)
-        assert why in "".join(capsys.readouterr()) and epochs in parts["Training"]
+        assert [heading for heading in HEADINGS if "It needs pictures: " in parts[heading]] == list(headings)
+        assert all(reason in parts[heading] and parts[heading].count("<p") == 1 for heading in headings)
+        assert reason in "".join(capsys.readouterr()) and epochs in parts["Training"]
         assert (f"Run {name}, converted, not trained here." in text) == (name == "converted")
         assert "<td>data of this page</td><td>none</td>" in parts["Provenance"] and not Path(name, "retrieval").exists()
         with pytest.raises(UserError, match="^--data nowhere: no such directory"):
@@ -386,10 +384,10 @@ def test_one_line_and_exit_code_2(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["report", str(trained), "--out", str(tmp_path), "--gpus", "cpu", "--workers", "0"]
     )
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         run_command(report.main)
     assert (
-        ended.value.code == 2
+        exit_info.value.code == 2
         and capsys.readouterr().err == f"error: {tmp_path}/figure3_a.png.partial: Is a directory\n"
     )
 
@@ -417,9 +415,9 @@ def test_a_refused_report_leaves_no_directory(trained, tmp_path):
 
 
 def test_one_network_counts_once(trained, tmp_path):
-    copied = shutil.copytree(trained, tmp_path / "copied", ignore=shutil.ignore_patterns("retrieval", "report"))
+    copy = shutil.copytree(trained, tmp_path / "copied", ignore=shutil.ignore_patterns("retrieval", "report"))
     with pytest.raises(UserError, match="copied has the same first-layer weights as run: they are one network"):
-        reported(trained, copied, out=tmp_path / "report")
+        reported(trained, copy, out=tmp_path / "report")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -435,17 +433,17 @@ def test_a_run_that_goes_on_is_compared_up_to_the_network_that_was_loaded(tmp_pa
     """Its checkpoints when it was loaded were those of steps 2 and 4; those of 6 and 8 came meanwhile."""
     network = SimpleNamespace(recipe=mini(), load_merged=lambda weights: None)
     pictures = SimpleNamespace(seen_by=lambda network, statistics: None)
-    estimate, drawn = alike.Estimate(0.25, (0.0, 0.5), 0.1), []
+    estimate, moments = alike.Estimate(0.25, (0.0, 0.5), 0.1), []
     monkeypatch.setattr(similarity.checkpoints, "listing", lambda run: {step: step for step in (2, 4, 6, 8)})
     monkeypatch.setattr(similarity, "read_state", lambda place: SimpleNamespace(recipe=network.recipe))
     monkeypatch.setattr(similarity, "load_weights", lambda place: {})
-    monkeypatch.setattr(similarity, "own_cka", lambda seen: {"conv1": alike.Estimate(0.5, (0.0, 1.0), 0.1)})
-    monkeypatch.setattr(similarity, "_draw_training", lambda seen, layers: drawn.extend(seen))
+    monkeypatch.setattr(similarity, "own_cka", lambda representation: {"conv1": alike.Estimate(0.5, (0.0, 1.0), 0.1)})
+    monkeypatch.setattr(similarity, "_draw_training", lambda history, layers: moments.extend(history))
     monkeypatch.setattr(similarity, "write_figure", lambda figure, path: path)
     monkeypatch.setattr(report_page, "image", lambda *words: None)
-    found = [alike.Alike("conv1", estimate, 0.1, 0.1)]
-    _, _, table = similarity._over_training(tmp_path, "run", 4, network, None, pictures, {}, found)
-    assert [step for step, _ in drawn] == [0, 2, 4] and drawn[-1][1] == {"conv1": estimate}
+    likenesses = [alike.Alike("conv1", estimate, 0.1, 0.1)]
+    _, _, table = similarity._over_training(tmp_path, "run", 4, network, None, pictures, {}, likenesses)
+    assert [step for step, _ in moments] == [0, 2, 4] and moments[-1][1] == {"conv1": estimate}
     assert table["table"]["names"] == ["CKA of the towers", "as drawn", "step 2", "newest"]
     assert table["table"]["rows"][0][2:] == ["0.50 (0.00 to 1.00)", "0.25 (0.00 to 0.50)"]
 
@@ -491,8 +489,8 @@ def test_the_templates_are_installed(tmp_path):
         for path in (root / "alexnet_mp/reporting").iterdir()
         if path.suffix in (".html", ".css", ".js")
     }
-    installed = tmp_path / "lib/alexnet_mp/reporting"
-    assert {name: (installed / name).read_bytes() for name in templates} == templates and len(templates) >= 6
+    target = tmp_path / "lib/alexnet_mp/reporting"
+    assert {name: (target / name).read_bytes() for name in templates} == templates and len(templates) >= 6
 
 
 @pytest.mark.slow
@@ -500,11 +498,11 @@ def test_the_templates_are_installed(tmp_path):
 def test_nothing_overflows_in_a_browser(page, tmp_path):
     """At the width of telephones and of a desktop, light and dark; nothing shrinks until it can't be read; and nothing
     but a table scrolls sideways."""
-    found = rendered(page / NAME, tmp_path)
-    for (theme, width), seen in found.items():
-        assert seen["width"] == width and seen["scroll"] <= width and not seen["cut"], (theme, seen)
-        assert seen["least"] > 0.7 and seen["letters"] > 10, (theme, seen)
-        assert not seen["scrolling"], (theme, width, seen)
-        assert seen["paper"] == PAPER[theme] and seen["charts"] == [theme], (theme, seen)
-    columns = {width: seen["columns"] for (_, width), seen in found.items()}
+    layouts = rendered(page / NAME, tmp_path)
+    for (theme, width), layout in layouts.items():
+        assert layout["width"] == width and layout["scroll"] <= width and not layout["cut"], (theme, layout)
+        assert layout["least"] > 0.7 and layout["letters"] > 10, (theme, layout)
+        assert not layout["scrolling"], (theme, width, layout)
+        assert layout["paper"] == PAPER[theme] and layout["charts"] == [theme], (theme, layout)
+    columns = {width: layout["columns"] for (_, width), layout in layouts.items()}
     assert set(columns[390]) == {1} and max(columns[1280]) > 1

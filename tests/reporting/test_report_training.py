@@ -55,14 +55,14 @@ def test_curves_and_drops_are_where_they_belong():
 
 
 def test_the_words(tmp_path):
-    tested = {"kind": "test", "protocol": "ten views", "images": 1234, "top1_error": 12.345, "top5_error": 1.0}
-    words, _, table = training(tmp_path, [*LINES, tested], mini(), 10).pieces
+    test_line = {"kind": "test", "protocol": "ten views", "images": 1234, "top1_error": 12.345, "top5_error": 1.0}
+    words, _, table = training(tmp_path, [*LINES, test_line], mini(), 10).pieces
     assert words["text"].startswith("3 steps, into epoch 2 of 12;") and "loss was 0.500" in words["text"]
     assert "top-1, at epoch 1: -5.00 points;" in words["text"] and table["table"]["rows"] == [
         ["ten views", "1,234", "12.35 %", "1.00 %"]
     ]
-    few = tested | {"images": 18, "top1_error": 100 * 11 / 18}
-    (row,) = training(tmp_path, [*LINES, few], mini(), 3).pieces[2]["table"]["rows"]
+    small_test = test_line | {"images": 18, "top1_error": 100 * 11 / 18}
+    (row,) = training(tmp_path, [*LINES, small_test], mini(), 3).pieces[2]["table"]["rows"]
     assert row == ["ten views", "18", "61.11 % (11 of 18: 39 to 80 %)"]
     assert (tmp_path / "training_loss.png").exists()
 

@@ -43,10 +43,10 @@ def images():
 
 def merged_outputs(network, images):
     """The same layer, computed by the merged network's modules one after the other."""
-    merged = network.merge().eval()
+    modules = network.merge().eval()
     with torch.inference_mode():
         x = images
-        for name, module in merged.named_children():
+        for name, module in modules.named_children():
             x = module(x)
             if name == network.recipe.layers[-2].name:
                 return x.flatten(1).numpy()
@@ -57,31 +57,31 @@ def merged_outputs(network, images):
 )
 def test_both_halves_are_joined_in_the_order_a_b(layers, images):
     network = network_of(*layers)
-    counted = []
-    found = features(network, InBatches(images), "val", 3, counted.append)
-    assert found.hidden.dtype == np.float32 and counted == [3, 3, 1] and found.labels.tolist() == list(range(7))
-    np.testing.assert_allclose(found.hidden, merged_outputs(network, images), rtol=1e-4, atol=1e-5)
-    a, b = np.split(found.hidden, 2, axis=1)
+    counts = []
+    vectors = features(network, InBatches(images), "val", 3, counts.append)
+    assert vectors.hidden.dtype == np.float32 and counts == [3, 3, 1] and vectors.labels.tolist() == list(range(7))
+    np.testing.assert_allclose(vectors.hidden, merged_outputs(network, images), rtol=1e-4, atol=1e-5)
+    a, b = np.split(vectors.hidden, 2, axis=1)
     assert not np.allclose(a, b)
 
 
 def test_a_single_tower(images):
     network = network_of(CONV, FC, LAST, towers=1)
-    found = features(network, InBatches(images, 1), "val", 4)
-    assert found.hidden.shape == (7, 6)
-    np.testing.assert_allclose(found.hidden, merged_outputs(network, images), rtol=1e-4, atol=1e-5)
+    vectors = features(network, InBatches(images, 1), "val", 4)
+    assert vectors.hidden.shape == (7, 6)
+    np.testing.assert_allclose(vectors.hidden, merged_outputs(network, images), rtol=1e-4, atol=1e-5)
 
 
 def test_it_is_the_networks_test_mode_and_the_network_is_left_as_it_was(images):
     """No unit is dropped; outputs are scaled by 1 - dropout; step, mode and hooks are what they were."""
     network = network_of(CONV, FC, LAST).train()
     network.step = 5
-    found, again = (features(network, InBatches(images), "val", 7) for _ in range(2))
-    assert network.training and network.step == 5 and np.array_equal(found.hidden, again.hidden)
+    vectors, repeat = (features(network, InBatches(images), "val", 7) for _ in range(2))
+    assert network.training and network.step == 5 and np.array_equal(vectors.hidden, repeat.hidden)
     assert not any(module._forward_hooks for module in network.modules())
     for tower in network.towers:
         tower.fc6.recipe = dataclasses.replace(network.recipe, dropout=0.0)
-    np.testing.assert_allclose(features(network, InBatches(images), "val", 7).hidden, 2 * found.hidden, rtol=1e-6)
+    np.testing.assert_allclose(features(network, InBatches(images), "val", 7).hidden, 2 * vectors.hidden, rtol=1e-6)
 
 
 def test_a_pass_that_fails_leaves_no_hooks(images):
@@ -92,11 +92,13 @@ def test_a_pass_that_fails_leaves_no_hooks(images):
 
 
 def test_pixels_are_means_over_areas(images):
-    found = features(network_of(CONV, FC, LAST), InBatches(images), "val", 3)
-    assert found.pixels.shape == (7, 3 * 32 * 32)
-    large = torch.arange(2 * 3 * 64 * 64).float().reshape(2, 3, 64, 64)
-    assert torch.equal(reduced(large).reshape(2, 3, 32, 32), large.reshape(2, 3, 32, 2, 32, 2).mean((3, 5)))
-    assert torch.equal(reduced(large[..., :24, :24]), large[..., :24, :24].flatten(1))  # CIFAR's crops stay as they are
+    vectors = features(network_of(CONV, FC, LAST), InBatches(images), "val", 3)
+    assert vectors.pixels.shape == (7, 3 * 32 * 32)
+    pictures = torch.arange(2 * 3 * 64 * 64).float().reshape(2, 3, 64, 64)
+    assert torch.equal(reduced(pictures).reshape(2, 3, 32, 32), pictures.reshape(2, 3, 32, 2, 32, 2).mean((3, 5)))
+    assert torch.equal(
+        reduced(pictures[..., :24, :24]), pictures[..., :24, :24].flatten(1)
+    )  # CIFAR's crops stay as they are
 
 
 def test_the_papers_layer():

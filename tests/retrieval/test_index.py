@@ -63,19 +63,19 @@ def test_what_was_written_is_read(tmp_path):
     index = Index(tmp_path / "index")
     assert index.described.source == SOURCE and index.lengths == []
     for split in ("train", "val"):
-        found = index.features(split)
+        features = index.features(split)
         for name, array in vars(FOUND[split]).items():
-            assert np.array_equal(getattr(found, name), array) and getattr(found, name).dtype == array.dtype
+            assert np.array_equal(getattr(features, name), array) and getattr(features, name).dtype == array.dtype
         assert index.names(split) == NAMES[split]
 
 
 def test_codes_are_added_and_the_same_again(tmp_path, quick):
-    places, counted = [tmp_path / "one", tmp_path / "two"], []
+    places, counts = [tmp_path / "one", tmp_path / "two"], []
     for place in places:
         index = written(place)
-        index.add_codes(16, 3, counted.append)
-        index.add_codes(8, 3, counted.append)
-    assert sum(counted) == 2 * 2 * 2 * 20 and Index(places[0]).lengths == [8, 16]
+        index.add_codes(16, 3, counts.append)
+        index.add_codes(8, 3, counts.append)
+    assert sum(counts) == 2 * 2 * 2 * 20 and Index(places[0]).lengths == [8, 16]
     encoder, codes = Index(places[0]).codes(16)
     assert codes["train"].shape == (20, 2) and np.array_equal(encoder.codes(FOUND["val"].hidden), codes["val"])
     for file in durable_files.names(places[0], 99):
@@ -87,22 +87,22 @@ def test_codes_are_added_and_the_same_again(tmp_path, quick):
 
 def test_a_flipped_byte_is_found_in_every_file_with_a_checksum(tmp_path, quick):
     written(tmp_path / "index").add_codes(8, 0, lambda count: None)
-    reads = {
+    readers = {
         "train.safetensors": lambda index: index.features("train"),
         "val.safetensors": lambda index: index.features("val"),
         "names.json": lambda index: index.names("train"),
         "codes_8.safetensors": lambda index: index.codes(8),
     }
-    for name, read in reads.items():
+    for name, reader in readers.items():
         path = tmp_path / "index" / name
-        whole = bytearray(path.read_bytes())
-        whole[len(whole) // 2] ^= 1
-        path.write_bytes(whole)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
         with pytest.raises(UserError, match=rf"{name} is damaged"):
-            read(Index(tmp_path / "index"))
+            reader(Index(tmp_path / "index"))
         path.unlink()
         with pytest.raises(UserError, match=rf"{name}.*No such file"):
-            read(Index(tmp_path / "index"))
+            reader(Index(tmp_path / "index"))
 
 
 @every(
@@ -137,8 +137,8 @@ def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 def test_which_index_serves():
     assert source_difference(SOURCE, dataclasses.replace(SOURCE, run="/elsewhere", data="/moved")) is None
-    later = dataclasses.replace(SOURCE, weights_sha256="ef" * 32, checkpoint="step_00000012")
-    assert "tiny at step_00000009, and the run is at step_00000012" in source_difference(SOURCE, later)
+    new_source = dataclasses.replace(SOURCE, weights_sha256="ef" * 32, checkpoint="step_00000012")
+    assert "tiny at step_00000009, and the run is at step_00000012" in source_difference(SOURCE, new_source)
     assert "other weights" in source_difference(SOURCE, dataclasses.replace(SOURCE, weights_sha256="ef" * 32))
     for change in ({"fingerprint": "00"}, {"classes": ("bee", "ant")}, {"images": {"train": 19, "val": 5}}):
         assert "other pictures, /data" in source_difference(SOURCE, dataclasses.replace(SOURCE, **change))
@@ -147,13 +147,16 @@ def test_which_index_serves():
 def test_searches_are_exact():
     needs_faiss()
     random = np.random.default_rng(0)
-    stored, queries = random.normal(size=(300, 24)).astype(np.float32), random.normal(size=(40, 24)).astype(np.float32)
-    plain = np.sqrt(((queries[:, None] - stored) ** 2).sum(2))
-    distances, numbers = nearest(exact_index("fc7", stored), queries, 7)
-    assert np.array_equal(numbers, plain.argsort(1)[:, :7])
-    np.testing.assert_allclose(distances, np.sort(plain, 1)[:, :7], rtol=1e-5)
-    np.testing.assert_allclose(all_distances("fc7", stored, queries), plain**2, rtol=1e-4)
-    distances, numbers = nearest(exact_index("pixels", stored), stored, 1)
+    database, queries = (
+        random.normal(size=(300, 24)).astype(np.float32),
+        random.normal(size=(40, 24)).astype(np.float32),
+    )
+    expected = np.sqrt(((queries[:, None] - database) ** 2).sum(2))
+    distances, numbers = nearest(exact_index("fc7", database), queries, 7)
+    assert np.array_equal(numbers, expected.argsort(1)[:, :7])
+    np.testing.assert_allclose(distances, np.sort(expected, 1)[:, :7], rtol=1e-5)
+    np.testing.assert_allclose(all_distances("fc7", database, queries), expected**2, rtol=1e-4)
+    distances, numbers = nearest(exact_index("pixels", database), database, 1)
     # of itself exactly 0
     assert np.array_equal(distances, np.zeros((300, 1))) and numbers[:, 0].tolist() == list(range(300))
 
@@ -161,11 +164,13 @@ def test_searches_are_exact():
 def test_hamming_distances_and_the_order_of_ties():
     needs_faiss()
     random = np.random.default_rng(0)
-    stored, queries = random.integers(0, 256, (50, 2), np.uint8), random.integers(0, 256, (6, 2), np.uint8)
-    plain = np.unpackbits(queries[:, None] ^ stored, axis=2).sum(2)
-    distances, numbers = nearest(exact_index("codes", stored), queries, 999)
-    assert np.array_equal(numbers, plain.argsort(1, kind="stable")) and np.array_equal(distances, np.sort(plain, 1))
-    assert np.array_equal(all_distances("codes", stored, queries), plain)
+    database, queries = random.integers(0, 256, (50, 2), np.uint8), random.integers(0, 256, (6, 2), np.uint8)
+    expected = np.unpackbits(queries[:, None] ^ database, axis=2).sum(2)
+    distances, numbers = nearest(exact_index("codes", database), queries, 999)
+    assert np.array_equal(numbers, expected.argsort(1, kind="stable")) and np.array_equal(
+        distances, np.sort(expected, 1)
+    )
+    assert np.array_equal(all_distances("codes", database, queries), expected)
 
 
 def test_names_in_the_files_are_plain_ascii(tmp_path):

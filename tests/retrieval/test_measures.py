@@ -11,9 +11,9 @@ from alexnet_mp.retrieval.measures import gathered, measures
 
 def plain(relevant, at):
     """Precision and average precision of one ranking without ties."""
-    found = np.cumsum(relevant)
-    average = (found / np.arange(1, len(found) + 1))[np.array(relevant, bool)].sum() / max(1, sum(relevant))
-    return [found[min(k, len(found)) - 1] / min(k, len(found)) for k in at] + [average]
+    hits = np.cumsum(relevant)
+    average = (hits / np.arange(1, len(hits) + 1))[np.array(relevant, bool)].sum() / max(1, sum(relevant))
+    return [hits[min(k, len(hits)) - 1] / min(k, len(hits)) for k in at] + [average]
 
 
 def of_one(distances, relevant, at):
@@ -30,12 +30,12 @@ def test_by_hand():
 @every("distances", [[3, 3, 3, 3, 3], [1, 1, 2, 2, 2], [2, 1, 2, 1, 0], [0, 1, 2, 3, 4], [5, 5, 5, 5, 1]])
 @every("relevant", list(itertools.product((0, 1), repeat=5))[1::3])
 def test_ties_count_as_the_mean_over_all_their_orders(distances, relevant):
-    at, found = (1, 2, 3, 9), []
+    at, rows = (1, 2, 3, 9), []
     for order in itertools.permutations(range(5)):
-        ranked = [distances[place] for place in order]
-        if ranked == sorted(ranked):
-            found.append(plain([relevant[place] for place in order], at))
-    assert of_one(distances, relevant, at) == pytest.approx(np.mean(found, 0).tolist())
+        ranking = [distances[place] for place in order]
+        if ranking == sorted(ranking):
+            rows.append(plain([relevant[place] for place in order], at))
+    assert of_one(distances, relevant, at) == pytest.approx(np.mean(rows, 0).tolist())
 
 
 def test_the_order_on_the_disk_does_not_matter():

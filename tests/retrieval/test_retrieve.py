@@ -105,8 +105,11 @@ def test_an_index_refuses_a_picture_that_was_replaced_by_one_of_equal_size(tmp_p
     command = ["index", str(trained), "--bits", "16", *WHERE]
     assert retrieve.main(command) == 0 and retrieve.main(command) == 0
     assert capsys.readouterr().out.endswith("retrieval is there and fits\n")
-    described = trained / "retrieval" / "index.json"
-    place, ours = next((tmp_path / "data/train/apple").iterdir()), Index(described.parent).described.source.fingerprint
+    path = trained / "retrieval" / "index.json"
+    place, fingerprint = (
+        next((tmp_path / "data/train/apple").iterdir()),
+        Index(path.parent).described.source.fingerprint,
+    )
     content = bytearray(place.read_bytes())
     content[-3] ^= 1  # within the end marker's padding or the last bits of the scan
     status = place.stat()
@@ -114,8 +117,8 @@ def test_an_index_refuses_a_picture_that_was_replaced_by_one_of_equal_size(tmp_p
     os.utime(place, ns=(0, status.st_mtime_ns + 1))
     with pytest.raises(UserError, match="of other pictures, .*names and sizes of its pictures are the same, their tim"):
         retrieve.main(command)
-    former = Folder(tmp_path / "data", 40).names_and_sizes
-    described.write_text(described.read_text(encoding="utf-8").replace(ours, former), encoding="utf-8")
+    old_fingerprint = Folder(tmp_path / "data", 40).names_and_sizes
+    path.write_text(path.read_text(encoding="utf-8").replace(fingerprint, old_fingerprint), encoding="utf-8")
     assert retrieve.main(command) == 0
     assert "is there and fits (it was made without the times of the pictures)" in capsys.readouterr().out
 
@@ -139,10 +142,10 @@ def test_two_processes_that_write_one_index_do_so_one_after_the_other(trained, m
     monkeypatch.setattr(*place, meanwhile)
     assert retrieve.main(["index", str(trained), "--out", str(out), "--bits", "16", *WHERE]) == 0
     assert others[0].wait() == 0 and not others[0].err, others[0].err
-    printed = others[0].out
-    assert "codes of 24 bits: " in printed
+    output = others[0].out
+    assert "codes of 24 bits: " in output
     if second == "the codes":  # of an index, the first lets go of the lock before it learns codes
-        assert "codes of 16 bits: " not in printed
+        assert "codes of 16 bits: " not in output
     assert Index(out).lengths == ([16, 24] if second == "the index" else [8, 16, 24])
     assert sorted(path.name for path in trained.glob("two*")) == ["two"]
 
@@ -169,15 +172,15 @@ def test_a_training_picture_finds_itself(trained, photograph, capsys, by):
 
 @pytest.mark.run
 def test_classes_of_one_name_are_told_apart(trained, photograph, monkeypatch, capsys):
-    drawn, sheet = [], retrieve.contact_sheet
-    monkeypatch.setattr(retrieve, "contact_sheet", lambda rows: (drawn.extend(rows), sheet(rows))[1])
-    described = trained / "retrieval" / "index.json"
-    content = json.loads(described.read_text(encoding="utf-8"))
+    entries, sheet = [], retrieve.contact_sheet
+    monkeypatch.setattr(retrieve, "contact_sheet", lambda rows: (entries.extend(rows), sheet(rows))[1])
+    path = trained / "retrieval" / "index.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["source"]["class_names"] = ["crane", "crane", "sky"]
-    described.write_text(json.dumps(content), encoding="utf-8")
+    path.write_text(json.dumps(content), encoding="utf-8")
     words = ["query", trained, photograph, "-k", 24, "--sheet", trained / "nearest.png"]
     lines = said(capsys, *words).out.splitlines()[1:]
-    names = {lines[1] for _, lines in drawn[0][1:]}
+    names = {lines[1] for _, lines in entries[0][1:]}
     assert names == {"crane (apple)", "crane (leaf)", "sky"}
     assert {line.split("  ")[-2].strip() for line in lines} == names
 
@@ -202,14 +205,10 @@ def test_a_run_that_moved_with_its_index_is_found(trained, photograph, tmp_path,
 
 def test_bad_pictures_are_named_and_the_others_answered(trained, photograph, tmp_path, capsys):
     (tmp_path / "text\x1b[2J.jpg").write_bytes(b"no picture")
-    captured = said(
-        capsys, "query", trained / "retrieval", tmp_path / "text\x1b[2J.jpg", photograph, "--json", status=2
-    )
-    one, other = json.loads(captured.out)["queries"]
-    assert (
-        "cannot identify" in one["error"] and len(other["nearest"]) == 6 and "\x1b" not in captured.err + captured.out
-    )
-    assert len([line for line in captured.err.splitlines() if line.startswith("error: ")]) == 1
+    streams = said(capsys, "query", trained / "retrieval", tmp_path / "text\x1b[2J.jpg", photograph, "--json", status=2)
+    one, other = json.loads(streams.out)["queries"]
+    assert "cannot identify" in one["error"] and len(other["nearest"]) == 6 and "\x1b" not in streams.err + streams.out
+    assert len([line for line in streams.err.splitlines() if line.startswith("error: ")]) == 1
     assert said(
         capsys, "query", trained / "retrieval", tmp_path / "text\x1b[2J.jpg", "--sheet", tmp_path / "s.png", status=2
     )
@@ -241,22 +240,22 @@ def test_without_the_data_names_are_said_and_the_sheet_says_what_is_missing(tmp_
     capsys.readouterr()
     before = said(capsys, "query", out, photograph)
     assert "what is found" not in before.err
-    replaced, kept = tmp_path / "data/train/sky/1.jpg", tmp_path / "kept.jpg"
-    shutil.copy2(replaced, kept)
-    os.utime(replaced, ns=(0, 0))
+    picture, backup = tmp_path / "data/train/sky/1.jpg", tmp_path / "kept.jpg"
+    shutil.copy2(picture, backup)
+    os.utime(picture, ns=(0, 0))
     for command in ("query", out, photograph), ("measure", out):
         line = (
             f"what is found is as it was when {out}/retrieval was made: {tmp_path}/data holds other pictures now: names"
         )
         after = said(capsys, *command)
         assert line in after.err and (after.out == before.out or command[0] == "measure")
-    shutil.copy2(kept, replaced)
+    shutil.copy2(backup, picture)
     shutil.move(tmp_path / "data", tmp_path / "moved")
     assert f"was made: {tmp_path}/data: no such directory\n" in said(capsys, "query", out, photograph).err
-    captured = said(
+    streams = said(
         capsys, "query", out / "retrieval", photograph, "--by", "pixels", "--sheet", tmp_path / "missing.png"
     )
-    assert "the sheet shows no training pictures" in captured.err and "train/sky/0.jpg" in captured.out
+    assert "the sheet shows no training pictures" in streams.err and "train/sky/0.jpg" in streams.out
     said(
         capsys,
         "query",
@@ -275,10 +274,10 @@ def test_without_the_data_names_are_said_and_the_sheet_says_what_is_missing(tmp_
     ]
     assert pictures[0].min(2).max() == 0xE4 and pictures[1].std() > 10
     (tmp_path / "moved/train/sky/0.jpg").write_bytes(b"other")
-    captured = said(
+    streams = said(
         capsys, "query", out / "retrieval", photograph, "--sheet", tmp_path / "other.png", "--data", tmp_path / "moved"
     )
-    assert "holds other pictures now" in captured.err
+    assert "holds other pictures now" in streams.err
 
 
 def test_hostile_names_are_escaped(tmp_path, capsys):
@@ -289,9 +288,9 @@ def test_hostile_names_are_escaped(tmp_path, capsys):
     assert retrieve.main(["index", str(out), "--bits", "8", *WHERE]) == 0
     capsys.readouterr()
     photograph = tmp_path / "data/val/[bold]<c>/0.jpg"
-    captured = said(capsys, "query", out / "retrieval", photograph, "-k", 9, "--sheet", tmp_path / "sheet.png")
-    assert not set("\x1b\x07\u202e") & set(captured.out + captured.err) and len(captured.out.splitlines()) == 10
-    assert r"a\x1b[31m  train/a\x1b[31m/0\n\x07.jpg" in captured.out and "[bold]<c>  train/[bold]<c>/" in captured.out
+    streams = said(capsys, "query", out / "retrieval", photograph, "-k", 9, "--sheet", tmp_path / "sheet.png")
+    assert not set("\x1b\x07\u202e") & set(streams.out + streams.err) and len(streams.out.splitlines()) == 10
+    assert r"a\x1b[31m  train/a\x1b[31m/0\n\x07.jpg" in streams.out and "[bold]<c>  train/[bold]<c>/" in streams.out
     text = said(capsys, "query", out / "retrieval", photograph, "-k", 9, "--json").out
     assert text.isascii() and "\x1b" not in text
     assert {one["name"] for one in json.loads(text)["queries"][0]["nearest"]} >= {"train/a\x1b[31m/0\n\x07.jpg"}
@@ -301,8 +300,8 @@ def test_hostile_names_are_escaped(tmp_path, capsys):
 def test_measures_are_those_of_the_searches(trained, capsys):
     """Against rankings by hand: of every validation picture all training pictures, ties broken in every order by
     `measures`."""
-    captured = said(capsys, "measure", trained / "retrieval", "--bits", "8,16", "--json")
-    record = json.loads(captured.out)
+    streams = said(capsys, "measure", trained / "retrieval", "--bits", "8,16", "--json")
+    record = json.loads(streams.out)
     assert record == json.loads((trained / "retrieval" / "measures.json").read_bytes())
     assert [(one["by"], one["bits"], one["codes"], one["bytes_per_picture"]) for one in record["searches"]] == [
         ("pixels", None, None, 3072),
@@ -324,23 +323,23 @@ def test_measures_are_those_of_the_searches(trained, capsys):
     lines = said(capsys, "measure", trained / "retrieval").out.splitlines()
     assert len(lines) == 11 and "fc6" in lines[3] and "learned codes, 16 bits" in lines[7] and "pixel" in lines[9]
     pixels = np.sqrt(((val.pixels[:, None].astype(np.float64) - train.pixels) ** 2).sum(2))
-    near = np.argsort(distances, axis=1, kind="stable")[:, :6]
-    found = np.take_along_axis(pixels, near, 1)
+    neighbours = np.argsort(distances, axis=1, kind="stable")[:, :6]
+    gaps = np.take_along_axis(pixels, neighbours, 1)
     assert record["pixel_distance"] == pytest.approx(
         {
             "neighbours": 6,
-            "by_layer": found.mean(),
+            "by_layer": gaps.mean(),
             "by_pixels": np.sort(pixels, 1)[:, :6].mean(),
             "any": pixels.mean(),
             "nearer": np.mean(
-                [((row < one).sum() + (row <= one).sum()) / 2 / 24 for row, of in zip(pixels, found) for one in of]
+                [((row < one).sum() + (row <= one).sum()) / 2 / 24 for row, of in zip(pixels, gaps) for one in of]
             ),
         },
         rel=1e-3,
     )
-    assert f"in pixels: {found.mean():,.0f} grey levels to the 6 nearest by fc6" in lines[10]
-    trained_on_pixels = short_codes.train(train.pixels, 16, index.described.codes["16"].seed).encoder
-    codes = [np.unpackbits(trained_on_pixels.codes(some.pixels), axis=1) for some in (train, val)]
+    assert f"in pixels: {gaps.mean():,.0f} grey levels to the 6 nearest by fc6" in lines[10]
+    pixel_encoder = short_codes.train(train.pixels, 16, index.described.codes["16"].seed).encoder
+    codes = [np.unpackbits(pixel_encoder.codes(split.pixels), axis=1) for split in (train, val)]
     precision, average = measures((codes[1][:, None] != codes[0]).sum(2), val.labels[:, None] == train.labels)
     assert record["searches"][7]["mean_average_precision"] == pytest.approx(average.mean())
     assert record["searches"][7]["precision"]["6"] == pytest.approx(precision[6].mean())
@@ -381,9 +380,9 @@ def test_a_network_that_diverged_is_not_indexed(trained, monkeypatch):
     function = features_module.features
 
     def features(*arguments):
-        found = function(*arguments)
-        found.hidden[2, 3] = np.nan
-        return found
+        vectors = function(*arguments)
+        vectors.hidden[2, 3] = np.nan
+        return vectors
 
     monkeypatch.setattr(build, "features", features)
     with pytest.raises(UserError, match="not finite"):

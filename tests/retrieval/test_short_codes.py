@@ -38,10 +38,10 @@ def hamming(one, other):
 @pytest.mark.run
 def test_codes_keep_neighbours_of_pictures_that_were_never_trained_on(trained):
     features, group = clusters(seed=1)
-    known, of_known = clusters()
-    codes, stored = trained.encoder.codes(features), trained.encoder.codes(known)
-    found = hamming(codes, stored).argmin(1)
-    assert (of_known[found] == group).mean() > 0.99
+    train_features, train_group = clusters()
+    codes, train_codes = trained.encoder.codes(features), trained.encoder.codes(train_features)
+    neighbours = hamming(codes, train_codes).argmin(1)
+    assert (train_group[neighbours] == group).mean() > 0.99
     assert trained.loss < 0.4  # nothing learned: 1 or more
     assert trained.epochs == 200 and trained.ones.shape == (16,)
 
@@ -79,9 +79,9 @@ def test_a_bit_is_the_sign_of_its_logit_packed_first_bit_highest():
 
 def test_the_gradient_passes_the_rounding():
     logits = torch.tensor([-2.0, 0.5], requires_grad=True)
-    rounded = short_codes._straight_through(logits)
-    assert rounded.tolist() == [0, 1]
-    rounded.sum().backward()
+    bits = short_codes._straight_through(logits)
+    assert bits.tolist() == [0, 1]
+    bits.sum().backward()
     expected = torch.sigmoid(logits) * (1 - torch.sigmoid(logits))
     assert torch.allclose(logits.grad, expected)
 
@@ -91,8 +91,8 @@ def test_a_unit_that_never_moves_stays_finite(quick):
     features[:, 3] = 7
     centre, scale = standard(features)
     assert scale[3] == 1 and centre[3] == 7
-    found = train(features, 8)
-    assert np.isfinite(found.loss) and all(np.isfinite(array).all() for array in vars(found.encoder).values())
+    training = train(features, 8)
+    assert np.isfinite(training.loss) and all(np.isfinite(array).all() for array in vars(training.encoder).values())
 
 
 def test_large_sets_have_fewer_passes():
@@ -100,9 +100,9 @@ def test_large_sets_have_fewer_passes():
 
 
 def test_every_picture_of_every_pass_is_counted(quick):
-    counted = []
-    train(clusters(130)[0], 8, advance=counted.append)
-    assert sum(counted) == 130 * 5 == 130 * passes(130)
+    counts = []
+    train(clusters(130)[0], 8, advance=counts.append)
+    assert sum(counts) == 130 * 5 == 130 * passes(130)
 
 
 def test_random_codes_measure_angles():

@@ -104,8 +104,8 @@ def test_a_damaged_one_is_set_aside_and_its_step_is_free(tmp_path):
     put_all(tmp_path, 1, 2)
     for content in (b"first", b"second"):  # damaged twice: the later takes the name
         (newest(tmp_path) / "state.json").write_bytes(content)
-        aside = set_aside(newest(tmp_path))
-        assert aside.name == "damaged_step_00000002" and (aside / "state.json").read_bytes() == content
+        place = set_aside(newest(tmp_path))
+        assert place.name == "damaged_step_00000002" and (place / "state.json").read_bytes() == content
         assert newest(tmp_path).name == "step_00000001"
         put(tmp_path, checkpoint_of(2))
     assert holds_what_it_should(newest(tmp_path)).step == 2
@@ -165,10 +165,10 @@ def action(request, memory):
 def looked_through(run, must, may):
     """After a recovery every checkpoint is whole, all that have to be there are, and nothing else is."""
     recover(run)
-    found = [holds_what_it_should(directory).step for directory in listing(run).values()]
-    assert set(must) <= set(found) <= {*must, *may}
+    steps = [holds_what_it_should(directory).step for directory in listing(run).values()]
+    assert set(must) <= set(steps) <= {*must, *may}
     assert (
-        names(run) == [f"step_{step:08d}" for step in found] if (run / checkpoints.CHECKPOINTS).exists() else not must
+        names(run) == [f"step_{step:08d}" for step in steps] if (run / checkpoints.CHECKPOINTS).exists() else not must
     )
     put(run, checkpoint_of(9))  # and the run can go on
     prune(run, 1)
@@ -186,7 +186,7 @@ def test_an_error_at_any_call(action):
     fresh, act, must, may, calls = action
     for at, call in enumerate(calls):
         run, before = fresh(), len(os.listdir("/proc/self/fd"))
-        old = {path: path.stat().st_ino for path in run.glob("checkpoints/step_*/*")}
+        inodes = {path: path.stat().st_ino for path in run.glob("checkpoints/step_*/*")}
         try:
             with below_files(Faulty(at, failing)):
                 act(run)
@@ -198,7 +198,7 @@ def test_an_error_at_any_call(action):
             debris = [name for name in names(run) if name.startswith(".")]
             assert not debris if failed else set(debris) <= {".replaced_00000003"}, f"{call}, call {at}"
             if failed:  # the old ones are the same files as before
-                assert {path: path.stat().st_ino for path in old} == old, f"{call}, call {at}"
+                assert {path: path.stat().st_ino for path in inodes} == inodes, f"{call}, call {at}"
         assert len(os.listdir("/proc/self/fd")) == before
         looked_through(run, must, may)
 
@@ -233,13 +233,13 @@ def test_a_kill_at_any_call(action):
 def test_what_a_reader_sees_while_one_is_put_and_old_ones_are_removed(tmp_path):
     """Between any two system calls all that is listed is whole, and nothing that was there is missing."""
     put_all(tmp_path, 1, 2)
-    seen = []
+    listings = []
 
     class Reader(Faulty):
         def __getattr__(self, name):
             if name in kill_saves.CHANGING:
                 durable_files.os = os
-                seen.append([holds_what_it_should(directory).step for directory in listing(tmp_path).values()])
+                listings.append([holds_what_it_should(directory).step for directory in listing(tmp_path).values()])
                 durable_files.os = self
             return super().__getattr__(name)
 
@@ -247,7 +247,12 @@ def test_what_a_reader_sees_while_one_is_put_and_old_ones_are_removed(tmp_path):
         put(tmp_path, checkpoint_of(3))
         prune(tmp_path, 1)
         put(tmp_path, checkpoint_of(3, 50.0))
-    assert [steps for number, steps in enumerate(seen) if steps != seen[number - 1]] == [[1, 2], [1, 2, 3], [2, 3], [3]]
+    assert [steps for number, steps in enumerate(listings) if steps != listings[number - 1]] == [
+        [1, 2],
+        [1, 2, 3],
+        [2, 3],
+        [3],
+    ]
 
 
 def test_weights_that_are_removed_while_they_are_read(tmp_path, monkeypatch):
@@ -311,9 +316,9 @@ def test_checkpoints_on_another_disk(tmp_path):
     assert prune(tmp_path / "run", 1) == [1] and os.listdir(tmp_path / "elsewhere") == ["step_00000002"]
     place.unlink()
     place.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(FileNotFoundError) as error:
         put(tmp_path / "run", checkpoint_of(3))
-    assert caught.value.filename.startswith(str(place)) and listing(tmp_path / "run") == {}
+    assert error.value.filename.startswith(str(place)) and listing(tmp_path / "run") == {}
     place.unlink()
     place.write_bytes(b"a file")
     recover(tmp_path / "run")
@@ -326,8 +331,8 @@ def test_checkpoints_on_another_disk(tmp_path):
 
 def test_nothing_that_cannot_be_loaded_is_put(tmp_path):
     put_all(tmp_path, 1)
-    broken = checkpoint_of(2)
-    broken.velocity["fc8.bias"][1] = float("nan")
+    checkpoint = checkpoint_of(2)
+    checkpoint.velocity["fc8.bias"][1] = float("nan")
     with pytest.raises(ValueError, match="fc8.bias has values that are not finite"):
-        put(tmp_path, broken)
+        put(tmp_path, checkpoint)
     assert names(tmp_path) == ["step_00000001"]

@@ -31,25 +31,25 @@ def run(tmp_path):
 
 def refused(*arguments):
     """The one line with which the command refuses."""
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         main([*map(str, arguments)])
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def damage(run):
     """One of each kind of damage: {step: what has to be said}."""
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     put_all(run, 20, 21, 22, 23, 24)
-    found = listing(run)
-    content = bytearray((found[20] / "weights.safetensors").read_bytes())
+    directories = listing(run)
+    content = bytearray((directories[20] / "weights.safetensors").read_bytes())
     content[-1] ^= 1
-    (found[20] / "weights.safetensors").write_bytes(content)
-    (found[21] / "velocity.safetensors").unlink()
-    os.truncate(found[22] / "state.json", 100)
-    (found[23] / "notes.txt").write_text("foreign")
-    (found[24] / "weights.safetensors").write_bytes(b"\x80\x04K\x01." + bytes(20))
-    said = {
+    (directories[20] / "weights.safetensors").write_bytes(content)
+    (directories[21] / "velocity.safetensors").unlink()
+    os.truncate(directories[22] / "state.json", 100)
+    (directories[23] / "notes.txt").write_text("foreign")
+    (directories[24] / "weights.safetensors").write_bytes(b"\x80\x04K\x01." + bytes(20))
+    messages = {
         20: "weights.safetensors is damaged: its sha256",
         21: "velocity.safetensors: it is missing",
         22: "100 of",
@@ -58,8 +58,8 @@ def damage(run):
     }
     for step, path in enumerate(odd_files(run)[:5], 30):
         path.rename(run / "checkpoints" / f"step_{step:08d}")
-        said[step] = f"step_{step:08d}"
-    return said
+        messages[step] = f"step_{step:08d}"
+    return messages
 
 
 def test_the_list(run, capsys):
@@ -74,10 +74,10 @@ def test_the_list(run, capsys):
 
 
 def test_sizes_are_those_of_all_files(run, capsys):
-    made = checkpoint_of(15)
-    state = replace(made.state, recipe=replace(made.state.recipe, stored_size=300))
+    checkpoint = checkpoint_of(15)
+    state = replace(checkpoint.state, recipe=replace(checkpoint.state.recipe, stored_size=300))
     directory = checkpoints.put(
-        run, replace(made, state=state, statistics=replace(made.statistics, mean=np.ones((300, 300, 3))))
+        run, replace(checkpoint, state=state, statistics=replace(checkpoint.statistics, mean=np.ones((300, 300, 3))))
     )
     size = sum(path.stat().st_size for path in directory.iterdir())
     assert main([str(run)]) == 0 and size > 2e6
@@ -85,24 +85,25 @@ def test_sizes_are_those_of_all_files(run, capsys):
 
 
 def test_damaged_ones_are_named_and_the_status_is_2(run, capsys):
-    said = damage(run)
+    messages = damage(run)
     message = refused(run)
     assert (
-        f"{len(said)} of the {4 + len(said)} checkpoints of {run} are damaged" in message and "--resume auto" in message
+        f"{len(messages)} of the {4 + len(messages)} checkpoints of {run} are damaged" in message
+        and "--resume auto" in message
     )
     lines = {int(re.match(r"step +([\d,]+) ", line)[1]): line for line in capsys.readouterr().out.splitlines()}
-    assert list(lines) == sorted([3, 6, 9, 12, *said])
-    for step, words in said.items():
+    assert list(lines) == sorted([3, 6, 9, 12, *messages])
+    for step, words in messages.items():
         assert "DAMAGED" in lines[step] and words in lines[step] and "Errno" not in lines[step], lines[step]
     assert not [step for step in (3, 6, 9, 12) if "DAMAGED" in lines[step]]
 
 
 @every("number", [0, 1, 2])
 def test_an_old_format_is_told_by_its_last_reader_and_left_alone(number, run, tmp_path, capsys):
-    old = as_old_format(listing(run)[9], number)
+    place = as_old_format(listing(run)[9], number)
     assert "1 of the 4 checkpoints" in (message := refused(run)) and "damaged" not in message
     lines = capsys.readouterr().out.splitlines()
-    reason = f"{old}: {NO_LONGER_READ.format(number)}"
+    reason = f"{place}: {NO_LONGER_READ.format(number)}"
     assert lines[2].endswith(f"  {reason}") and sum("whole" in line for line in lines) == 3
     assert refused(run, "--step", "9", "--weights", tmp_path / "weights") == reason
     assert main([str(run), "--prune", "1"]) == 0 and list(listing(run)) == [6, 9, 12]
@@ -155,8 +156,8 @@ def test_an_export_that_cannot_be_written(run, tmp_path, monkeypatch):
 
 
 def test_a_damaged_one_is_not_exported(run, tmp_path):
-    said = damage(run)
-    for step, words in said.items():
+    messages = damage(run)
+    for step, words in messages.items():
         if step not in (21, 22, 23):  # what is damaged beside the weights
             assert words in refused(run, "--step", step, "--weights", tmp_path / "weights")
     # Where the newest is damaged, that is said, and no other one taken.
@@ -165,8 +166,8 @@ def test_a_damaged_one_is_not_exported(run, tmp_path):
 
 
 def test_prune_keeps_the_newest_and_the_best(run, capsys):
-    damaged = checkpoints.put(run, checkpoint_of(15))
-    (damaged / "state.json").write_bytes(b"")
+    place = checkpoints.put(run, checkpoint_of(15))
+    (place / "state.json").write_bytes(b"")
     (run / "checkpoints" / ".partial_00000016").mkdir()
     assert main([str(run), "--prune", "1"]) == 0
     assert "removed 2: steps 3, 9" in capsys.readouterr().out
@@ -244,9 +245,9 @@ def test_wrong_paths_and_flags(run, tmp_path):
         [str(run), "--weights", "x", "--prune", "1"],
         [str(run), "--best", "--step", "3"],
     ):
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(SystemExit) as system_exit:
             main(arguments)
-        assert caught.value.code == 2
+        assert system_exit.value.code == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "odd", "run"]
     assert not os.listdir(tmp_path / "empty")
 
@@ -255,9 +256,11 @@ def test_wrong_paths_and_flags(run, tmp_path):
 def test_as_a_command(run):
     """In a process of its own: the list on stdout, one line on stderr, status 2."""
     (listing(run)[9] / "weights.safetensors").write_bytes(b"x")
-    done = subprocess.run([sys.executable, "-m", "alexnet_mp.checkpoint", str(run)], capture_output=True, text=True)
-    assert done.returncode == 2 and re.fullmatch(r"error: 1 of the 4 checkpoints [^\n]+\n", done.stderr), done.stderr
-    assert [line[:16] for line in done.stdout.splitlines()] == [f"step {step:9}  " for step in (3, 6, 9, 12)]
+    process = subprocess.run([sys.executable, "-m", "alexnet_mp.checkpoint", str(run)], capture_output=True, text=True)
+    assert process.returncode == 2 and re.fullmatch(r"error: 1 of the 4 checkpoints [^\n]+\n", process.stderr), (
+        process.stderr
+    )
+    assert [line[:16] for line in process.stdout.splitlines()] == [f"step {step:9}  " for step in (3, 6, 9, 12)]
 
 
 def test_help_teaches_by_examples(capsys):

@@ -55,9 +55,9 @@ def test_every_flipped_byte_is_found(place):
     for name in ALL:
         content = (place / name).read_bytes()
         for position in range(0, len(content), 1 if name in (STATE, MANIFEST) else 11):
-            damaged = bytearray(content)
-            damaged[position] ^= 1 << int(random.integers(8))
-            (place / name).write_bytes(damaged)
+            variant = bytearray(content)
+            variant[position] ^= 1 << int(random.integers(8))
+            (place / name).write_bytes(variant)
             refused(read_state if name in (MANIFEST, STATE) else verify, place, name)
             if position % 50 == 0:
                 refused(load, place, name)
@@ -71,8 +71,8 @@ def statistics_of(place):
 
 def test_no_reader_believes_a_damaged_file(original, place, tmp_path):
     """Whoever reads one file of a checkpoint compares it, too."""
-    found = statistics_of(place)
-    assert all((getattr(found, name) == values).all() for name, values in vars(original.statistics).items())
+    statistics = statistics_of(place)
+    assert all((getattr(statistics, name) == values).all() for name, values in vars(original.statistics).items())
     copy = shutil.copytree(place, tmp_path / "elsewhere" / place.name)
     recipe = ["--recipe", "paper", "--set", f"layers={json.dumps(to_dict(original.state.recipe)['layers'])}"]
     recipe += ["--set", "stored_size=5", "--set", "crop_size=4", "--set", "crop_positions=2"]
@@ -86,8 +86,8 @@ def test_no_reader_believes_a_damaged_file(original, place, tmp_path):
         with pytest.raises(UserError, match=f"{name}: .*its sha256 is not the one"):
             convert.main([str(copy / WEIGHTS), str(tmp_path / "out"), *recipe])
         shutil.copy(place / name, copy / name)
-    wider = dataclasses.replace(original.state, recipe=dataclasses.replace(original.state.recipe, stored_size=6))
-    assert "that of this recipe has" in refused(lambda place: load_statistics(place, wider), copy, STATISTICS)
+    wider_state = dataclasses.replace(original.state, recipe=dataclasses.replace(original.state.recipe, stored_size=6))
+    assert "that of this recipe has" in refused(lambda place: load_statistics(place, wider_state), copy, STATISTICS)
     (copy / WEIGHTS).rename(copy / "notes.txt")
     assert "no file of a checkpoint" in refused(lambda place: verify_file(place / "notes.txt"), copy, "notes.txt")
     assert "manifest.json doesn't list it" in refused(lambda place: verify_file(place / MANIFEST), place, MANIFEST)
@@ -98,9 +98,9 @@ def test_every_missing_and_added_byte_of_the_manifest_is_found(place):
     content = (place / MANIFEST).read_bytes()
     for position in range(len(content) + 1):
         before, after = content[:position], content[position:]
-        for damaged in (before + after[1:], before + b" " + after, before):
-            if damaged != content:
-                (place / MANIFEST).write_bytes(damaged)
+        for variant in (before + after[1:], before + b" " + after, before):
+            if variant != content:
+                (place / MANIFEST).write_bytes(variant)
                 refused(read_state, place, MANIFEST)
 
 
@@ -218,9 +218,9 @@ def test_a_newer_format(place):
 )
 def test_a_manifest_that_lies_though_its_own_checksum_fits(change, place):
     rewrite_manifest(place, change)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         load(place)
-    assert str(caught.value).startswith((str(place / MANIFEST), str(place / STATE)))
+    assert str(error.value).startswith((str(place / MANIFEST), str(place / STATE)))
 
 
 @every(
@@ -319,13 +319,13 @@ MAY_BE = {  # what is no number may be right somewhere, in a field that holds an
 
 def places(fields, prefix=()):
     """Every place in a state but those within the recipe and repetitions."""
-    found = [prefix] if prefix else []
+    paths = [prefix] if prefix else []
     if isinstance(fields, dict) and prefix != ("recipe",):
         for key in list(fields)[:1] if prefix == ("scheduled", "learning_rates") else fields:
-            found += places(fields[key], (*prefix, key))
+            paths += places(fields[key], (*prefix, key))
     elif isinstance(fields, list) and fields:
-        found += places(fields[0], (*prefix, 0))
-    return found
+        paths += places(fields[0], (*prefix, 0))
+    return paths
 
 
 def with_text(fields, at, text):

@@ -40,10 +40,10 @@ def ended(capsys, data):
 
     def command(out, *more):
         capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(SystemExit) as system_exit:
             run_command(lambda: train.main([*TINY, "--data", str(data), "--out", str(out), *map(str, more)]))
-        printed = capsys.readouterr()
-        return caught.value.code, printed.err, printed.out
+        output = capsys.readouterr()
+        return system_exit.value.code, output.err, output.out
 
     return command
 
@@ -75,20 +75,24 @@ def all_whole(out):
 @pytest.mark.process
 def test_a_disk_that_is_full_for_a_while(quick, small_disk, monkeypatch, ended, whole):
     disk = small_disk(1)
-    seen = []
+    listings = []
 
     def fill(self):
         disk.fill()
-        seen.append(list(listing(self.run.path)))
+        listings.append(list(listing(self.run.path)))
 
     def free(self):
-        seen.append(all_but_lock(self.run.path))
+        listings.append(all_but_lock(self.run.path))
         disk.free()
 
     at_steps(monkeypatch, {2: fill, 7: free})
-    status, error, said = ended(disk.path / "run", *EVERY)
-    assert (status, error) == (0, "") and said.count("WARNING: cannot write") >= 2 and "No space left on device" in said
-    assert seen == [[1], [1]]  # nothing was saved meanwhile, and the old one was not touched
+    status, error, output = ended(disk.path / "run", *EVERY)
+    assert (
+        (status, error) == (0, "")
+        and output.count("WARNING: cannot write") >= 2
+        and "No space left on device" in output
+    )
+    assert listings == [[1], [1]]  # nothing was saved meanwhile, and the old one was not touched
     assert all_whole(disk.path / "run")[-1] == LAST
     assert_same_end(disk.path / "run", whole)
 
@@ -113,10 +117,10 @@ def test_no_line_of_the_metrics_is_lost_where_not_a_byte_can_be_added(
         file_limit()
 
     at_steps(monkeypatch, {2: limit, 7: free})
-    status, error, said = ended(tmp_path / "run", *EVERY)
+    status, error, output = ended(tmp_path / "run", *EVERY)
     assert (status, error) == (0, "") and sizes[0] == sizes[1] > 0
-    assert len(re.findall("WARNING: cannot write metrics.jsonl: .*File too large; the training goes on", said)) == 1
-    assert said.count("WARNING: no TensorBoard events any more") == 1
+    assert len(re.findall("WARNING: cannot write metrics.jsonl: .*File too large; the training goes on", output)) == 1
+    assert output.count("WARNING: no TensorBoard events any more") == 1
     assert all_whole(tmp_path / "run")[-1] == LAST
     assert_same_end(tmp_path / "run", whole)
 
@@ -137,7 +141,7 @@ def test_a_disk_that_is_full_from_the_start(quick, small_disk, ended, data, whol
 def test_too_little_room_from_the_start(limit, quick, file_limit, tmp_path, ended, whole):
     """Not enough for run.json, or for the statistics: never a traceback, and the next start has its room."""
     file_limit(limit)
-    status, error, said = ended(tmp_path / "run", *EVERY)
+    status, error, output = ended(tmp_path / "run", *EVERY)
     assert status == 2 and re.fullmatch(r"error: [^\n]*File too large[^\n]*\n", error), error
     file_limit()
     assert not listing(tmp_path / "run")
@@ -153,14 +157,14 @@ def test_too_little_room_from_the_start(limit, quick, file_limit, tmp_path, ende
 def test_stop_on_a_save_error(quick, small_disk, monkeypatch, ended, data, whole):
     disk = small_disk(1)
     actions = at_steps(monkeypatch, {4: lambda self: disk.fill()})
-    status, error, said = ended(disk.path / "run", *EVERY, "--on-save-error", "stop")
+    status, error, output = ended(disk.path / "run", *EVERY, "--on-save-error", "stop")
     assert status == 2 and re.fullmatch(
         r"error: cannot write [^\n]*No space left on device; --on-save-error continue would go on "
         rf"without; the newest checkpoint is {disk.path}/run/checkpoints/step_\d+\n",
         error,
     ), error
     assert (
-        said.count("WARNING") == said.count("WARNING: 9 steps are too few") == 1
+        output.count("WARNING") == output.count("WARNING: 9 steps are too few") == 1
         and all_whole(disk.path / "run")[-1] == 3
     )
     assert len([line for line in lines(disk.path / "run") if line["kind"] == "train"]) < LAST
@@ -176,9 +180,9 @@ def test_a_last_save_that_fails(policy, small_disk, monkeypatch, ended, data, wh
     """With all the pictures that an end draws."""
     disk = small_disk(1)
     actions = at_steps(monkeypatch, {LAST: lambda self: disk.fill()})
-    status, error, said = ended(disk.path / "run", *EVERY, "--on-save-error", policy)
+    status, error, output = ended(disk.path / "run", *EVERY, "--on-save-error", policy)
     assert status == 2 and re.fullmatch(r"error: [^\n]*No space left on device[^\n]*step_0000000\d\n", error), error
-    assert f"done after step {LAST}: checkpoint" not in said
+    assert f"done after step {LAST}: checkpoint" not in output
     assert all_whole(disk.path / "run")[-1] < LAST
     disk.free()
     actions.clear()
@@ -188,24 +192,24 @@ def test_a_last_save_that_fails(policy, small_disk, monkeypatch, ended, data, wh
 
 def test_a_save_that_failed_before_the_last_one_does_not_spoil_the_end(quick, monkeypatch, tmp_path, ended, whole):
     """The write of the last step but one fails after the last step was taken."""
-    put, wait, waited, failed = checkpoints.put, Saver.wait, threading.Event(), []
+    put, wait, wait_event, outcomes = checkpoints.put, Saver.wait, threading.Event(), []
 
     def wait_and_say_so(self, timeout=None):
-        waited.set()
+        wait_event.set()
         return wait(self, timeout)
 
     def fail_once(path, content):
         if content.state.step == LAST - 1:
-            failed.append(waited.wait(60))
+            outcomes.append(wait_event.wait(60))
             raise OSError(errno.EIO, "Input/output error", "disk")
         return put(path, content)
 
     monkeypatch.setattr(checkpoints, "put", fail_once)
     monkeypatch.setattr(Saver, "wait", wait_and_say_so)
-    at_steps(monkeypatch, {LAST - 1: lambda self: waited.clear()})
-    status, error, said = ended(tmp_path / "run", *EVERY)
-    assert failed == [True] and all_whole(tmp_path / "run")[-1] == LAST
-    assert (status, error) == (0, "") and said.count(
+    at_steps(monkeypatch, {LAST - 1: lambda self: wait_event.clear()})
+    status, error, output = ended(tmp_path / "run", *EVERY)
+    assert outcomes == [True] and all_whole(tmp_path / "run")[-1] == LAST
+    assert (status, error) == (0, "") and output.count(
         "WARNING: cannot write a checkpoint: disk: Input/output error"
     ) == 1
     assert_same_end(tmp_path / "run", whole)
@@ -224,11 +228,11 @@ def test_a_disk_that_becomes_read_only_for_a_while(quick, small_disk, monkeypatc
     assert disk.tell(f"mount -t tmpfs -o size=1m none '{place}'") == "0"
     at_steps(monkeypatch, {3: lambda self: remount("ro"), 7: lambda self: remount("rw")})
 
-    def remount(how):
-        assert disk.tell(f"mount -o remount,{how} '{place}'") == "0"
+    def remount(mode):
+        assert disk.tell(f"mount -o remount,{mode} '{place}'") == "0"
 
-    status, error, said = ended(disk.path / "run", *EVERY, "--resume", "auto")
-    assert (status, error) == (0, "") and "WARNING: cannot write" in said and "Read-only file system" in said
+    status, error, output = ended(disk.path / "run", *EVERY, "--resume", "auto")
+    assert (status, error) == (0, "") and "WARNING: cannot write" in output and "Read-only file system" in output
     assert all_whole(disk.path / "run")[-1] == LAST
     assert_same_end(disk.path / "run", whole)
 
@@ -245,9 +249,9 @@ def test_input_and_output_errors(policy, at, quick, monkeypatch, tmp_path, ended
         monkeypatch.setattr(durable_files, "os", os)
 
     actions = at_steps(monkeypatch, {3: break_down, 5: recover})
-    status, error, said = ended(tmp_path / "run", *EVERY, "--on-save-error", policy)
+    status, error, output = ended(tmp_path / "run", *EVERY, "--on-save-error", policy)
     if policy == "continue":
-        assert (status, error) == (0, "") and re.search(r"WARNING: .*/run/.*: Input/output error", said)
+        assert (status, error) == (0, "") and re.search(r"WARNING: .*/run/.*: Input/output error", output)
     else:
         assert status == 2 and re.fullmatch(r"error: cannot write [^\n]*Input/output error[^\n]*\n", error), error
         monkeypatch.setattr(durable_files, "os", os)
@@ -263,8 +267,8 @@ def test_input_and_output_errors(policy, at, quick, monkeypatch, tmp_path, ended
 @pytest.mark.process
 def test_kills_of_processes_that_save_all_the_time(tmp_path):
     """`python tools/kill_saves.py` does it a thousand times."""
-    fell, lost, _ = kill_saves.kill_saves(put_all(tmp_path / "run"), 20, 3)
-    assert not lost and fell.total() >= 20 and len({stage for stage, _ in fell}) >= 2
+    kills, losses, _ = kill_saves.kill_saves(put_all(tmp_path / "run"), 20, 3)
+    assert not losses and kills.total() >= 20 and len({stage for stage, _ in kills}) >= 2
     assert holds_what_it_should(checkpoints.newest(tmp_path / "run"))
 
 
@@ -279,8 +283,8 @@ def test_kill_saves_finds_a_loss(tmp_path, monkeypatch):
         return put(run, content)
 
     monkeypatch.setattr(checkpoints, "put", careless)
-    fell, lost, _ = kill_saves.kill_saves(put_all(tmp_path / "run"), 20, 0)
-    assert lost
+    kills, losses, _ = kill_saves.kill_saves(put_all(tmp_path / "run"), 20, 0)
+    assert losses
 
 
 @pytest.mark.process
@@ -290,11 +294,11 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
     process = command(train.main, *TINY, "--data", data, "--out", out, *words)
     try:
         process.until(lambda: (out / "checkpoints").is_dir() and max(listing(out), default=0) >= 3)
-        for more, said in (
+        for more, text in (
             (["--resume", "auto"], f"is in use: process {process.pid} on "),
             ([], "is there already; --resume auto"),
         ):
-            with pytest.raises(UserError, match=said):
+            with pytest.raises(UserError, match=text):
                 train.main([*TINY, "--data", str(data), "--out", str(out), *more])
         with pytest.raises(UserError, match=rf"is in use: process {process.pid} on "):
             checkpoint.main([str(out), "--prune", "1"])
@@ -310,7 +314,7 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
         process.signal(signal.SIGKILL)
         status = process.wait()
     assert status == -signal.SIGKILL
-    taken = max(listing(out))
+    step = max(listing(out))
     assert (
         train.main(
             [
@@ -322,17 +326,17 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
                 "--epochs",
                 "1000000",
                 "--steps",
-                str(taken + 3),
+                str(step + 3),
                 "--resume",
                 "auto",
             ]
         )
         == 0
     )
-    said = capsys.readouterr().out
-    assert f"the lock of process {process.pid} on" in said and "is stale" in said
-    assert all_whole(out)[-1] == taken + 3
-    assert [line["step"] for line in lines(out) if line["kind"] == "train"] == list(range(1, taken + 4))
+    text = capsys.readouterr().out
+    assert f"the lock of process {process.pid} on" in text and "is stale" in text
+    assert all_whole(out)[-1] == step + 3
+    assert [line["step"] for line in lines(out) if line["kind"] == "train"] == list(range(1, step + 4))
 
 
 # --- the clock
@@ -342,7 +346,7 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
 def test_a_clock_that_jumps_is_said_once(jump, quick, monkeypatch, tmp_path, ended, whole):
     now = time.time
     at_steps(monkeypatch, {3: lambda self: monkeypatch.setattr(time, "time", lambda: now() + jump)})
-    status, error, said = ended(tmp_path / "run", *EVERY)
-    assert (status, error) == (0, "") and said.count(f"the clock of this machine jumped by {jump:+,} s") == 1
-    assert said.count("the clock of this machine") == 1
+    status, error, output = ended(tmp_path / "run", *EVERY)
+    assert (status, error) == (0, "") and output.count(f"the clock of this machine jumped by {jump:+,} s") == 1
+    assert output.count("the clock of this machine") == 1
     assert_same_end(tmp_path / "run", whole)

@@ -38,8 +38,8 @@ from alexnet_mp.system.errors import UserError
 
 
 def test_round_trip(original, place):
-    found = load(place)
-    assert bits(found) == bits(original) and list(found.weights) == list(original.weights)
+    checkpoint = load(place)
+    assert bits(checkpoint) == bits(original) and list(checkpoint.weights) == list(original.weights)
     assert read_state(place) == verify(place) == original.state
     assert {name: values.tobytes() for name, values in arrays(load_weights(place)).items()} == {
         name: values.tobytes() for name, values in arrays(original.weights).items()
@@ -51,9 +51,9 @@ def arrays(tensors):
 
 
 def test_what_is_loaded_may_be_written_to(place):
-    found = load(place)
-    found.weights["conv1.bias"] += 1
-    found.statistics.mean[0] = 0
+    checkpoint = load(place)
+    checkpoint.weights["conv1.bias"] += 1
+    checkpoint.statistics.mean[0] = 0
 
 
 def test_tensor_files_are_those_of_the_library(original, place):
@@ -130,12 +130,12 @@ def test_22_000_classes(original, tmp_path):
 @every("preset", [paper, source2012])
 def test_recipes_with_dates_and_whole_numbers(preset, original, tmp_path):
     """1 for 1.0 in a recipe made in Python is no reason to lose a checkpoint."""
-    taken = {
+    fields = {
         field: getattr(preset(), field)
         for field in ("schedule", "epochs", "reshuffle", "crop_share", "bias_weight_decay")
     }
     dates = tuple(dataclasses.replace(date, layers=("conv1",)) for date in preset().dates)
-    recipe = dataclasses.replace(tiny_recipe(), **taken, dates=dates, lrn_k=2)
+    recipe = dataclasses.replace(tiny_recipe(), **fields, dates=dates, lrn_k=2)
     write(tmp_path / "one", with_state(original, recipe=recipe))
     assert load(tmp_path / "one").state.recipe == recipe
 
@@ -146,10 +146,10 @@ def test_recipes_with_dates_and_whole_numbers(preset, original, tmp_path):
 @every("place", [V3, V4, V5])
 def test_a_checkpoint_of_an_older_format_as_it_was_written(place, original):
     """All but what it lacks."""
-    lacks = original
+    expected = original
     if place != V5:
-        lacks = with_state(original, made_by=dataclasses.replace(original.state.made_by, overlap=None))
-    assert bits(load(place)) == bits(lacks) and verify(place) == read_state(place) == lacks.state
+        expected = with_state(original, made_by=dataclasses.replace(original.state.made_by, overlap=None))
+    assert bits(load(place)) == bits(expected) and verify(place) == read_state(place) == expected.state
 
 
 @every(

@@ -49,12 +49,12 @@ def test_a_checkpoint_is_on_the_disk_after_the_wait(place):
 
 def test_the_thread_that_writes_calls_nothing_of_torch(place, monkeypatch):
     """In a thread that the interpreter's end finds in torch, C++ ends the process by SIGABRT: status -6, not 130."""
-    given, put = [], checkpoints.put
-    monkeypatch.setattr(checkpoints, "put", lambda path, content: given.append(content) or put(path, content))
+    contents, put = [], checkpoints.put
+    monkeypatch.setattr(checkpoints, "put", lambda path, content: contents.append(content) or put(path, content))
     saver, content = Saver(place, 2), checkpoint_of(3, 12.5)
     saver.start(content)
     assert saver.wait(SOON) and saver.outcome() == (None, None)
-    for tensors, arrays in ((content.weights, given[0].weights), (content.velocity, given[0].velocity)):
+    for tensors, arrays in ((content.weights, contents[0].weights), (content.velocity, contents[0].velocity)):
         assert list(tensors) == list(arrays)
         for name, array in arrays.items():
             assert isinstance(array, np.ndarray) and array.ctypes.data == tensors[name].data_ptr()
@@ -63,7 +63,7 @@ def test_the_thread_that_writes_calls_nothing_of_torch(place, monkeypatch):
 def test_what_is_saved_is_of_one_step_while_the_next_ones_change_everything(data, tmp_path, monkeypatch):
     """Each write begins when another step was taken, or when the training waits for it: for the best validation, and at
     the end."""
-    expected, busy, moved, waiting = {}, [], threading.Condition(), []
+    expected, busy, monitor, waiting = {}, [], threading.Condition(), []
     one_step, wait, write = trainer.Trainer.one_step, Saver.wait, checkpoint_format.write
 
     def step(self, batch):
@@ -73,83 +73,83 @@ def test_what_is_saved_is_of_one_step_while_the_next_ones_change_everything(data
         }
         velocity = {name: [part.clone() for part in group] for name, group in self.optimizer.velocities().items()}
         busy.append(self.checkpoints.saver.busy)
-        with moved:
+        with monitor:
             expected[self.step] = [
-                {name: torch.cat(group) for name, group in held.items()} for held in (tensors, velocity)
+                {name: torch.cat(group) for name, group in groups.items()} for groups in (tensors, velocity)
             ]
-            moved.notify()
+            monitor.notify()
 
     def wait_and_say_so(self, timeout=None):
-        with moved:
+        with monitor:
             waiting.append(True)
-            moved.notify()
+            monitor.notify()
         try:
             return wait(self, timeout)
         finally:
             waiting.pop()
 
     def late(directory, content):
-        with moved:
-            assert moved.wait_for(lambda: waiting or len(expected) > content.state.step, SOON)
+        with monitor:
+            assert monitor.wait_for(lambda: waiting or len(expected) > content.state.step, SOON)
         write(directory, content)
 
     monkeypatch.setattr(trainer.Trainer, "one_step", step)
     monkeypatch.setattr(Saver, "wait", wait_and_say_so)
     monkeypatch.setattr(checkpoint_format, "write", late)
     out = run(data, tmp_path / "run", "--checkpoint-every", 1, "--keep", 99)
-    found = {step: checkpoint_format.load(directory) for step, directory in listing(out).items()}
-    assert any(busy) and len(found) >= 2 and LAST in found
-    for step, held in found.items():
-        for tensors, wanted in zip((held.weights, held.velocity), expected[step], strict=True):
+    contents = {step: checkpoint_format.load(directory) for step, directory in listing(out).items()}
+    assert any(busy) and len(contents) >= 2 and LAST in contents
+    for step, content in contents.items():
+        for tensors, wanted in zip((content.weights, content.velocity), expected[step], strict=True):
             assert tensors.keys() == wanted.keys() and all(
                 torch.equal(tensors[name], wanted[name]) for name in wanted
             ), step
-        assert len((out / "metrics.jsonl").read_bytes()[: held.state.metrics_bytes].splitlines()) >= step
+        assert len((out / "metrics.jsonl").read_bytes()[: content.state.metrics_bytes].splitlines()) >= step
 
 
 def test_a_snapshot_shares_no_memory_with_the_training(data, tmp_path, monkeypatch):
     """Not even a tensor that only one tower has, such as fc8's, and those of a network of one tower."""
-    kept = []
+    contents = []
 
     def compare(self):
         content = self.trainer.snapshot()
         before = copy.deepcopy(content)  # what shares memory with the training would change in two snapshots alike
         with torch.no_grad():
-            for held in (self.trainer.network.layer_parameters(), self.trainer.optimizer.velocities()):
-                for parts in held.values():
+            for groups in (self.trainer.network.layer_parameters(), self.trainer.optimizer.velocities()):
+                for parts in groups.values():
                     for part in parts:
                         part.add_(1)
         for part in ("weights", "velocity"):
             assert all(
                 torch.equal(tensor, getattr(before, part)[name]) for name, tensor in getattr(content, part).items()
             )
-        kept.append(content)
+        contents.append(content)
 
     monkeypatch.setattr(CheckpointPolicy, "save", compare)
     monkeypatch.setattr(trainer.Trainer, "finish", lambda *_: None)
     run(data, tmp_path / "two", "--steps", 1, "--checkpoint-every", 1)
     run(data, tmp_path / "one", "--steps", 1, "--checkpoint-every", 1, "--set", "towers=1")
-    assert len(kept) == 2
+    assert len(contents) == 2
 
 
 def test_one_at_a_time(place, monkeypatch):
-    gate, writing = add_gate(monkeypatch, checkpoints, "put")
+    gate, starts = add_gate(monkeypatch, checkpoints, "put")
     saver = Saver(place, 9)
     saver.start(checkpoint_of(1))
-    assert writing.acquire(timeout=SOON) and saver.busy and not saver.wait(0.01)
+    assert starts.acquire(timeout=SOON) and saver.busy and not saver.wait(0.01)
     assert saver.outcome() == (None, None) and saver.saved is None
-    second = threading.Thread(target=saver.start, args=(checkpoint_of(2),))
-    second.start()
-    assert not writing.acquire(timeout=0.2)  # the second one waits
+    thread = threading.Thread(target=saver.start, args=(checkpoint_of(2),))
+    thread.start()
+    assert not starts.acquire(timeout=0.2)  # the second one waits
     gate.release()
-    assert writing.acquire(timeout=SOON) and list(listing(place.path)) == [1]
+    assert starts.acquire(timeout=SOON) and list(listing(place.path)) == [1]
     gate.release()
-    second.join(SOON)
+    thread.join(SOON)
     assert saver.wait(SOON) and list(listing(place.path)) == [1, 2]
 
 
 def test_the_newest_and_the_best_stay(place):
-    saver, seen = Saver(place, 2), []
+    saver, outcomes = Saver(place, 2), []
     for step, error in (
         (1, 50.0),
         (2, 20.0),
@@ -164,8 +164,8 @@ def test_the_newest_and_the_best_stay(place):
         saver.start(checkpoint_of(step, error))
         saver.wait()
         assert saver.outcome() == (None, None)
-        seen.append((list(listing(place.path)), saver.best_error))
-    assert seen == [
+        outcomes.append((list(listing(place.path)), saver.best_error))
+    assert outcomes == [
         ([1], 50.0),
         ([1, 2], 20.0),
         ([2, 3], 20.0),
@@ -243,13 +243,13 @@ def test_a_thread_that_cannot_be_started_leaves_a_saver_that_can_be_waited_for(p
 
 def test_an_error_ends_a_run_although_a_write_hangs(data, tmp_path, monkeypatch):
     """A disk that answers no more: the run waits a while for it, and ends with the error that it has."""
-    gate, writing = add_gate(monkeypatch, checkpoints, "put")
+    gate, starts = add_gate(monkeypatch, checkpoints, "put")
     for module in (runs, divergence, checkpoint_policy):
         monkeypatch.setattr(module, "PATIENCE", 0.1)
 
     def refuse(self):
         if self.trainer.step == 2:
-            assert writing.acquire(timeout=SOON)
+            assert starts.acquire(timeout=SOON)
             self.trainer.refuse_loss(float("nan"), 2, [])
 
     monkeypatch.setattr(CheckpointPolicy, "report_save_results", refuse)
@@ -262,11 +262,11 @@ def test_an_error_ends_a_run_although_a_write_hangs(data, tmp_path, monkeypatch)
 
 
 def test_a_second_interrupt_waits_for_no_write(data, tmp_path, monkeypatch):
-    gate, writing = add_gate(monkeypatch, checkpoints, "put")
+    gate, starts = add_gate(monkeypatch, checkpoints, "put")
 
     def interrupt(self):
         if self.trainer.step == 2:
-            assert writing.acquire(timeout=SOON)
+            assert starts.acquire(timeout=SOON)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "PATIENCE", 10**6)
@@ -293,8 +293,8 @@ def test_the_end_waits_for_the_last_write(data, tmp_path, monkeypatch):
 def test_a_disk_slower_than_the_interval_makes_checkpoints_late_and_no_step(data, tmp_path, monkeypatch):
     """While one is written the next, due at every step, isn't begun; of the best validations a copy waits for its
     turn."""
-    gate, writing = add_gate(monkeypatch, checkpoints, "put")
-    begun, save_if_due = [], CheckpointPolicy.save_if_due
+    gate, starts = add_gate(monkeypatch, checkpoints, "put")
+    checkpoint_steps, save_if_due = [], CheckpointPolicy.save_if_due
 
     def count(self):
         step = self.trainer.step
@@ -303,7 +303,7 @@ def test_a_disk_slower_than_the_interval_makes_checkpoints_late_and_no_step(data
         before = self.saved_as
         save_if_due(self)
         if self.saved_as != before:
-            begun.append(step)
+            checkpoint_steps.append(step)
             assert self.saver.busy or step == 4  # by then the gate is open
         if self.trainer.validation:
             assert step == 3 and self.saver.next.state.step == 3 and not listing(self.run.path)
@@ -311,7 +311,7 @@ def test_a_disk_slower_than_the_interval_makes_checkpoints_late_and_no_step(data
 
     monkeypatch.setattr(CheckpointPolicy, "save_if_due", count)
     out = run(data, tmp_path / "run", "--steps", 4, "--checkpoint-every", 1)
-    assert begun[:2] == [1, 3] and 2 not in begun
+    assert checkpoint_steps[:2] == [1, 3] and 2 not in checkpoint_steps
     assert {1, 3, 4} <= set(listing(out)) and [line["step"] for line in lines(out) if line["kind"] == "train"] == [
         1,
         2,

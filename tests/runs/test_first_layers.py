@@ -46,8 +46,8 @@ def test_what_a_run_keeps(data, tmp_path, monkeypatch, capsys):  # noqa: F811
     resume(data, cut, "--keep-every", 3)
     assert kept(cut) == kept(whole) and not list((cut / FIRST_LAYER).glob("*.partial"))
     shutil.rmtree(whole / "checkpoints")
-    again = resume(data, whole, "--steps", 1, "--keep-every", 1)  # from the beginning: nothing is lost, nothing mixed
-    assert list(listing(again)) == [0, 1] and (again / f"{FIRST_LAYER}-1").is_dir()
+    restart = resume(data, whole, "--steps", 1, "--keep-every", 1)  # from the beginning: nothing is lost, nothing mixed
+    assert list(listing(restart)) == [0, 1] and (restart / f"{FIRST_LAYER}-1").is_dir()
 
     # A full disk ends nothing, unless that is asked for.
     def write(run, step, weights):
@@ -56,8 +56,8 @@ def test_what_a_run_keeps(data, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(first_layers, "write", write)
     capsys.readouterr()
     run(data, tmp_path / "on", "--keep-every", 1, "--steps", 2)
-    said = "".join(capsys.readouterr())
-    assert said.count("WARNING: cannot write the first layer") == said.count("the first layer of step 0") == 1
+    output = "".join(capsys.readouterr())
+    assert output.count("WARNING: cannot write the first layer") == output.count("the first layer of step 0") == 1
     with pytest.raises(UserError, match="cannot write the first layer of step 0: .*first: No space left"):
         run(data, tmp_path / "stop", "--keep-every", 1, "--on-save-error", "stop")
     with pytest.raises(UserError, match="--keep-every 0: a number of steps, 1 at least"):
@@ -102,6 +102,6 @@ def test_what_is_no_first_layer_is_said_in_one_line(content, problem, tmp_path):
         path.symlink_to(tmp_path / "elsewhere")
     elif content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=problem) as refused:
+    with pytest.raises(UserError, match=problem) as error:
         read(path)
-    assert str(refused.value).startswith(str(path)) and "\n" not in str(refused.value)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)

@@ -10,8 +10,8 @@ from alexnet_mp.runs.followed import FollowedMetrics
 from alexnet_mp.runs.lock import LOCK, RunLock, is_held
 
 
-def lines(*found):
-    return "".join(json.dumps(line) + "\n" for line in found).encode()
+def lines(*entries):
+    return "".join(json.dumps(line) + "\n" for line in entries).encode()
 
 
 def steps(metrics):
@@ -29,7 +29,7 @@ def test_metrics_are_read_as_they_grow(tmp_path, monkeypatch):
     assert steps(metrics) == [1, 2]
     path.write_bytes(first)
     assert steps(metrics) == [1, 2, 3] == steps(metrics)
-    foreign = [
+    contents = [
         b"\xff\xfe\n",
         b"null\n[]\n{}\n",
         b"[" * 99_000 + b"\n",
@@ -41,9 +41,9 @@ def test_metrics_are_read_as_they_grow(tmp_path, monkeypatch):
         lines({"kind": "schedule", "step": 0, "epoch": 1, "learning_rates": {"conv1.weight": "0.1"}}),
     ]
     monkeypatch.setattr(followed, "MOST_BYTES", 1 << 17)
-    for bad in foreign:
+    for content in contents:
         with open(path, "ab") as file:
-            file.write(bad)
+            file.write(content)
         assert steps(metrics) == [1, 2, 3] and metrics.tested == metrics.scheduled == []
     # a run that goes on takes lines back and writes others, also more of them than there were
     path.write_bytes(lines(step(1), judged(1), *(step(number, loss=2.0) for number in range(2, 9)), step(9)))

@@ -67,13 +67,13 @@ def shown(directory, tag):
 )
 def test_what_is_kept_ends_with_a_line(keep, left, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(WHOLE)
-    kept = b"".join(LINES[:left])
+    prefix = b"".join(LINES[:left])
     run = Metrics(tmp_path, keep, 1)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == kept and run.missing == keep - len(kept)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == prefix and run.missing == keep - len(prefix)
     run.log("train", step=3, loss=1.0)
-    assert run.length() == len(kept) + 42
+    assert run.length() == len(prefix) + 42
     run.close()
-    assert (tmp_path / "metrics.jsonl").read_bytes() == kept + b'{"kind": "train", "step": 3, "loss": 1.0}\n'
+    assert (tmp_path / "metrics.jsonl").read_bytes() == prefix + b'{"kind": "train", "step": 3, "loss": 1.0}\n'
 
 
 def test_a_file_that_is_too_short_is_said_by_how_much(tmp_path):
@@ -81,8 +81,8 @@ def test_a_file_that_is_too_short_is_said_by_how_much(tmp_path):
         (tmp_path / "metrics.jsonl").write_bytes(content)
         run = Metrics(tmp_path, len(WHOLE) + 100, 2)
         run.close()
-        kept = b"".join(LINES[:left])
-        assert (tmp_path / "metrics.jsonl").read_bytes() == kept and run.missing == len(WHOLE) + 100 - len(kept)
+        prefix = b"".join(LINES[:left])
+        assert (tmp_path / "metrics.jsonl").read_bytes() == prefix and run.missing == len(WHOLE) + 100 - len(prefix)
 
 
 @every("garbage", [1, 65535, 65536, 65537, 200_000])
@@ -100,7 +100,7 @@ def test_without_any_line_end_nothing_is_kept(tmp_path):
 
 def test_lines_that_nobody_would_write_do_no_harm(tmp_path):
     """Of a file that was edited, or belongs to something else: they stay in the file, and make no events."""
-    odd = [
+    odd_lines = [
         b"\n",
         b"[]\n",
         b"\xff\xfe\n",
@@ -114,7 +114,7 @@ def test_lines_that_nobody_would_write_do_no_harm(tmp_path):
         b'{"kind": "\\ud800", "step": 9, "y": 1.5}\n',
         b'{"step": 1%s}\n' % (b"0" * 5000),
     ]
-    content = b"".join(odd) + WHOLE
+    content = b"".join(odd_lines) + WHOLE
     (tmp_path / "metrics.jsonl").write_bytes(content)
     run = Metrics(tmp_path, len(content), 2)
     run.close()
@@ -236,9 +236,9 @@ def test_a_run_on_a_disk_that_is_full_for_a_while(data, tmp_path, disk, capsys, 
         add_to_step(patch, 2, fill)
         add_to_step(patch, 6, clear)
         out = run(data, tmp_path / "run")
-    said = capsys.readouterr().out
-    assert said.count("WARNING: cannot write metrics.jsonl") == 1 and "No space left" in said
-    assert "WARNING: cannot write the checkpoint of step 3" in said  # the first best one
+    output = capsys.readouterr().out
+    assert output.count("WARNING: cannot write metrics.jsonl") == 1 and "No space left" in output
+    assert "WARNING: cannot write the checkpoint of step 3" in output  # the first best one
     assert_same_end(out, whole)
 
 

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def parts(quick):
     """What a run directory is made of, without a network."""
-    about = {"source": "builtin", "description": "drawn", "fingerprint": "5f", "class_names": None}
-    dataset = SimpleNamespace(**about, classes=["ant", "bee"])
+    fields = {"source": "builtin", "description": "drawn", "fingerprint": "5f", "class_names": None}
+    dataset = SimpleNamespace(**fields, classes=["ant", "bee"])
     network = SimpleNamespace(
         exchange=SimpleNamespace(devices=(), towers=(), overlap=False), kernels_used=lambda: "cpu"
     )
@@ -45,10 +45,10 @@ def finished(data, tmp_path_factory):
 
 
 def refused(action, *arguments):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         action(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 # --- made
@@ -58,8 +58,8 @@ def test_what_is_made_can_be_read(parts, tmp_path, capsys):
     directory = RunDirectory(tmp_path / "new" / "run", *parts)
     directory.log("train", step=1, loss=0.5)
     directory.close()
-    found = read_run(tmp_path / "new" / "run")
-    assert found["recipe"] == mini() and found["data"]["classes"] == ["ant", "bee"] and "resumed" not in found
+    record = read_run(tmp_path / "new" / "run")
+    assert record["recipe"] == mini() and record["data"]["classes"] == ["ant", "bee"] and "resumed" not in record
     assert lines(tmp_path / "new" / "run") == [{"kind": "train", "step": 1, "loss": 0.5}]
     refuse_foreign(tmp_path / "new" / "run")
     RunLock(tmp_path / "new" / "run").release()
@@ -76,10 +76,10 @@ def test_two_at_once_into_a_new_directory(parts, tmp_path):
         os.read(go[0], 1)
         try:
             RunDirectory(tmp_path / "run", *parts)
-            said = "made"
+            message = "made"
         except UserError as error:
-            said = str(error)
-        (tmp_path / f"said-{os.getpid()}").write_text(said)
+            message = str(error)
+        (tmp_path / f"said-{os.getpid()}").write_text(message)
         deadline = time.monotonic() + 60
         # the lock is held until all have tried
         while len(list(tmp_path.glob("said-*"))) < 8 and time.monotonic() < deadline:
@@ -90,8 +90,8 @@ def test_two_at_once_into_a_new_directory(parts, tmp_path):
         os.read(ready[0], 1)
     os.write(go[1], b"x" * 8)
     assert [os.waitpid(process, 0)[1] for process in processes] == [0] * 8
-    said = sorted((tmp_path / f"said-{process}").read_text() for process in processes)
-    assert said[-1] == "made" and all(f"--out {tmp_path}/run is there already" in words for words in said[:-1])
+    messages = sorted((tmp_path / f"said-{process}").read_text() for process in processes)
+    assert messages[-1] == "made" and all(f"--out {tmp_path}/run is there already" in words for words in messages[:-1])
     assert read_run(tmp_path / "run")
     for descriptor in ready + go:
         os.close(descriptor)
@@ -204,8 +204,10 @@ def test_a_damaged_run_json_does_not_keep_a_run_from_going_on(content, quick, fi
     if content is not None:
         (out / "run.json").write_bytes(content)
     resume(data, out, "--steps", 3)
-    found = read_run(out)
-    assert found["data"]["classes"] == ["apple", "leaf", "sky"] and [entry["step"] for entry in found["resumed"]] == [2]
+    record = read_run(out)
+    assert record["data"]["classes"] == ["apple", "leaf", "sky"] and [entry["step"] for entry in record["resumed"]] == [
+        2
+    ]
 
 
 def test_links_in_place_of_its_files_are_replaced_or_refused(quick, finished, data, tmp_path):
@@ -272,8 +274,8 @@ def test_last_lines_that_cannot_be_written_are_said(parts, tmp_path, monkeypatch
     ],
 )
 def test_a_run_json_that_lies(spoil, words, finished, tmp_path):
-    spoiled = spoil(json.loads((finished / "run.json").read_text()))
-    (tmp_path / "run.json").write_bytes(spoiled if isinstance(spoiled, bytes) else spoiled.encode())
+    content = spoil(json.loads((finished / "run.json").read_text()))
+    (tmp_path / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     message = refused(read_run, tmp_path)
     assert words in message and message.startswith(str(tmp_path)) and len(message) < 1000
 

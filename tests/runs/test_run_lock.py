@@ -42,10 +42,10 @@ def kill(process, descriptor):
 
 def refused(directory):
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         RunLock(directory)
-    assert "\n" not in str(caught.value) and len(os.listdir("/proc/self/fd")) == before
-    return str(caught.value)
+    assert "\n" not in str(error.value) and len(os.listdir("/proc/self/fd")) == before
+    return str(error.value)
 
 
 def test_a_clean_end_leaves_nothing_to_say(tmp_path, capsys):
@@ -67,12 +67,12 @@ def test_the_second_is_refused_by_the_name_of_the_first_and_takes_over_when_that
     assert capsys.readouterr().out == ""
     kill(process, descriptor)
     RunLock(tmp_path).release()
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        said.count("\n") == 1
-        and f"the lock of process {process} on" in said
-        and "is stale" in said
-        and "taken over" in said
+        output.count("\n") == 1
+        and f"the lock of process {process} on" in output
+        and "is stale" in output
+        and "taken over" in output
     )
     RunLock(tmp_path).release()
     assert capsys.readouterr().out == ""
@@ -155,11 +155,11 @@ def test_a_name_that_would_write_on_the_terminal(tmp_path, capsys):
         json.dumps({"pid": 7, "host": "\x1b[31m\n\ud800" + "x" * 500, "since": "2026-01-01T00:00:00"})
     )
     RunLock(tmp_path).release()
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        said.count("\n") == 1
-        and "process 7 on '\\x1b[31m\\n\\ud800xxx" in said
-        and len(said) < 400 + len(str(tmp_path))
+        output.count("\n") == 1
+        and "process 7 on '\\x1b[31m\\n\\ud800xxx" in output
+        and len(output) < 400 + len(str(tmp_path))
     )
 
 

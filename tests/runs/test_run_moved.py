@@ -23,10 +23,10 @@ pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
 
 def refused(data, out, *arguments):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         run(data, out, *arguments)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def move(out):
@@ -107,12 +107,12 @@ def test_what_is_being_replaced_is_listed(data, tmp_path):
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
 def test_what_the_machine_cannot_read_just_now_is_not_called_damaged(number, data, tmp_path, monkeypatch):
     out = run(data, tmp_path / "run", "--steps", "4", "--checkpoint-every", "1")
-    before, opening = list(listing(out)), os.open
+    before, os_open = list(listing(out)), os.open
 
     def fail(path, *arguments, **options):
         if str(path).endswith("step_00000004/velocity.safetensors"):
             raise OSError(number, os.strerror(number), str(path))
-        return opening(path, *arguments, **options)
+        return os_open(path, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(durable_files.os, "open", fail)
@@ -124,18 +124,18 @@ def test_what_the_machine_cannot_read_just_now_is_not_called_damaged(number, dat
 def test_a_failed_save_is_tried_again_soon(data, tmp_path, monkeypatch):
     """Long before the next one is due: RETRY after it, whatever failed."""
     monkeypatch.setattr(checkpoint_policy, "RETRY", 0.0)
-    put, failed = checkpoints.put, []
+    put, failures = checkpoints.put, []
 
     def put_later(path, content):
-        if content.state.step == 3 and not failed:
-            failed.append(True)
+        if content.state.step == 3 and not failures:
+            failures.append(True)
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return put(path, content)
 
     monkeypatch.setattr(checkpoints, "put", put_later)
     monkeypatch.setattr(CheckpointPolicy, "save_if_due", waiting(CheckpointPolicy.save_if_due))
     out = run(data, tmp_path / "run", "--checkpoint-every", "1000", "--keep", "99", "--steps", "5")
-    assert failed and 4 in listing(out)
+    assert failures and 4 in listing(out)
 
 
 def waiting(function):
@@ -151,8 +151,8 @@ def test_the_best_on_other_data_is_no_rival(data, tmp_path, monkeypatch):
     out = run(data, tmp_path / "run", "--keep", "99")
     step, state = best(out)
     resume(data, out, "--epochs", "4", "--set", "momentum=0.5", "--resume-anyway", "--keep", "99")
-    after, later = best(out)
-    assert later.recipe.momentum == 0.5 and after > LAST >= step and state.recipe.momentum == 0.9
+    later_step, later_state = best(out)
+    assert later_state.recipe.momentum == 0.5 and later_step > LAST >= step and state.recipe.momentum == 0.9
 
 
 def test_no_garbage_in_the_metrics_ends_a_run(data, tmp_path):

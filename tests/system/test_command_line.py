@@ -33,14 +33,14 @@ def parsers(command, monkeypatch):
     def ask(parser, *_):
         raise _Asked(parser)
 
-    with monkeypatch.context() as patch, pytest.raises(_Asked) as asked:
+    with monkeypatch.context() as patch, pytest.raises(_Asked) as request:
         patch.setattr(argparse.ArgumentParser, "parse_args", ask)
         importlib.import_module(f"alexnet_mp.{command}").main([])
-    found = {command: asked.value.args[0]}
-    for action in found[command]._actions:
+    by_line = {command: request.value.args[0]}
+    for action in by_line[command]._actions:
         if isinstance(action, argparse._SubParsersAction):
-            found |= {f"{command} {name}": parser for name, parser in action.choices.items()}
-    return found
+            by_line |= {f"{command} {name}": parser for name, parser in action.choices.items()}
+    return by_line
 
 
 def needed(parser):
@@ -54,25 +54,25 @@ def needed(parser):
 
 def test_no_option_of_any_command_can_be_abbreviated(monkeypatch):
     assert len(COMMANDS) >= 9
-    tried = 0
+    count = 0
     for command in COMMANDS:
         for line, parser in parsers(command, monkeypatch).items():
-            known = set(parser._option_string_actions)
-            for option in known:
+            options = set(parser._option_string_actions)
+            for option in options:
                 for length in range(3, len(option)):
-                    short = option[:length]
-                    if option.startswith("--") and short not in known:
-                        found, unknown = parser.parse_known_args([*needed(parser), short])
-                        assert unknown == [short], f"{line} {short} is taken for {option}"
-                        tried += 1
-    assert tried > 300
+                    prefix = option[:length]
+                    if option.startswith("--") and prefix not in options:
+                        namespace, unknown = parser.parse_known_args([*needed(parser), prefix])
+                        assert unknown == [prefix], f"{line} {prefix} is taken for {option}"
+                        count += 1
+    assert count > 300
 
 
 def test_no_script_takes_abbreviations():
     for path in (*(ROOT / "tools").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")):
         text = path.read_text(encoding="utf-8")
-        made = re.findall(r"ArgumentParser\(\s*(\S+)", text)
-        assert all(first == "allow_abbrev=False," for first in made), path
+        arguments = re.findall(r"ArgumentParser\(\s*(\S+)", text)
+        assert all(argument == "allow_abbrev=False," for argument in arguments), path
 
 
 @every(
@@ -90,12 +90,12 @@ def test_no_script_takes_abbreviations():
 def test_what_is_wrong_is_one_line(command, words, wrong, capsys, monkeypatch):
     for name in ("training.run.train", "claims.run_one"):
         monkeypatch.setattr(f"alexnet_mp.{name}", lambda *_: pytest.fail("it was taken for something else"))
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as system_exit:
         run_command(lambda: importlib.import_module(f"alexnet_mp.{command}").main(words))
-    told = capsys.readouterr()
-    assert ended.value.code == 2 and not told.out
+    output = capsys.readouterr()
+    assert system_exit.value.code == 2 and not output.out
     assert re.fullmatch(
-        rf"error: [^\n]*{re.escape(wrong)}; python -m alexnet_mp\.{command}.* --help [^\n]*\n", told.err
+        rf"error: [^\n]*{re.escape(wrong)}; python -m alexnet_mp\.{command}.* --help [^\n]*\n", output.err
     )
 
 
@@ -129,10 +129,10 @@ with open(sys.argv[1], "w") as file:
 def test_commands_whose_streams_are_closed(tmp_path):
     """<&- >&- 2>&-: they end without a traceback, which would be status 1, and say by theirs that help is lost, too."""
     environment = os.environ | {"CODE": CLOSED, "COMMANDS": " ".join(COMMANDS)}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", CLOSED, tmp_path / "statuses"], capture_output=True, text=True, env=environment
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
     assert (tmp_path / "statuses").read_text().split() == ["2", "2"] * len(COMMANDS)
 
 

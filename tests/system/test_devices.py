@@ -59,9 +59,9 @@ def test_every_form(text, count, towers, expected, gpus):
 )
 def test_what_is_not_there_is_said(text, count, towers, words, gpus):
     gpus(count)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         resolve(text, towers)
-    assert all(word in str(raised.value) for word in words), str(raised.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
 
 
 class Current(Exception):
@@ -99,8 +99,8 @@ def test_a_command_makes_no_context_on_a_gpu_that_it_was_not_given(command, gpus
         if command == "train":
             train.main(["--gpus", "1", "--recipe", "mini", "--out", str(tmp_path / "run")])
         else:
-            found = trained.Trained(PRESETS["mini"](), "builtin", [], None, {}, tmp_path)
-            monkeypatch.setattr(trained, "trained", lambda *_, **__: found)
+            run = trained.Trained(PRESETS["mini"](), "builtin", [], None, {}, tmp_path)
+            monkeypatch.setattr(trained, "trained", lambda *_, **__: run)
             trained.load_run(tmp_path, "1")
 
 
@@ -135,9 +135,9 @@ def test_each_process_has_a_device_of_the_list(count, gpus, here, found, monkeyp
 )
 def test_a_list_that_does_not_fit_the_processes_is_refused(count, gpus, here, said, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         of_process(gpus, 0, here)
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert said in str(error.value) and "\n" not in str(error.value)
 
 
 @every(
@@ -171,6 +171,6 @@ def test_each_process_has_a_pair_of_the_list(count, gpus, towers, here, found, m
 )
 def test_a_list_that_does_not_fit_the_pairs_is_refused(count, gpus, said, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         of_pair(gpus, 2, 0, 2)
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert said in str(error.value) and "\n" not in str(error.value)

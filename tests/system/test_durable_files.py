@@ -51,13 +51,13 @@ def calls_of(monkeypatch, action):
 def test_a_directory_is_made_once(tmp_path):
     durable_files.make_directory(tmp_path / "new")
     assert (tmp_path / "new").is_dir()
-    for taken in ("new", "file", "link"):
-        if taken == "file":
-            (tmp_path / taken).write_bytes(b"")
-        elif taken == "link":
-            (tmp_path / taken).symlink_to(tmp_path / "nowhere")
+    for name in ("new", "file", "link"):
+        if name == "file":
+            (tmp_path / name).write_bytes(b"")
+        elif name == "link":
+            (tmp_path / name).symlink_to(tmp_path / "nowhere")
         with pytest.raises(FileExistsError):
-            durable_files.make_directory(tmp_path / taken)
+            durable_files.make_directory(tmp_path / name)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -88,19 +88,19 @@ def test_no_file_is_written_twice_and_no_link_followed(tmp_path):
 
 
 def test_short_writes_are_continued(tmp_path, monkeypatch):
-    content, short = bytes(range(200)), Faulty()
-    short.write = lambda descriptor, chunk: os.write(descriptor, chunk[:7])
-    written = under(monkeypatch, short, lambda: durable_files.write(tmp_path / "file", [content]))
-    assert written == (200, hashlib.sha256(content).hexdigest())
+    content, fake_os = bytes(range(200)), Faulty()
+    fake_os.write = lambda descriptor, chunk: os.write(descriptor, chunk[:7])
+    length_and_digest = under(monkeypatch, fake_os, lambda: durable_files.write(tmp_path / "file", [content]))
+    assert length_and_digest == (200, hashlib.sha256(content).hexdigest())
     assert (tmp_path / "file").read_bytes() == content
 
 
 def test_a_write_of_nothing_is_an_error_and_no_endless_loop(tmp_path, monkeypatch):
-    stuck = Faulty()
-    stuck.write = lambda *_: 0
-    with pytest.raises(OSError, match="no more bytes") as caught:
-        under(monkeypatch, stuck, lambda: durable_files.write(tmp_path / "file", [b"content"]))
-    assert caught.value.filename == str(tmp_path / "file")
+    fake_os = Faulty()
+    fake_os.write = lambda *_: 0
+    with pytest.raises(OSError, match="no more bytes") as error:
+        under(monkeypatch, fake_os, lambda: durable_files.write(tmp_path / "file", [b"content"]))
+    assert error.value.filename == str(tmp_path / "file")
 
 
 def test_a_disk_that_fills_up_in_the_middle(tmp_path, monkeypatch):
@@ -113,11 +113,11 @@ def test_a_disk_that_fills_up_in_the_middle(tmp_path, monkeypatch):
         room[0] -= count
         return count
 
-    full = Faulty()
-    full.write = write
-    with pytest.raises(OSError) as caught:
-        under(monkeypatch, full, lambda: durable_files.write(tmp_path / "file", [b"x" * 30]))
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
+    fake_os = Faulty()
+    fake_os.write = write
+    with pytest.raises(OSError) as error:
+        under(monkeypatch, fake_os, lambda: durable_files.write(tmp_path / "file", [b"x" * 30]))
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == b"x" * 10
 
 
@@ -129,9 +129,9 @@ def test_a_file_is_synced_before_it_is_closed(tmp_path, monkeypatch):
 def test_read_is_bounded(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     assert durable_files.read(tmp_path / "file", 7) == durable_files.read(str(tmp_path / "file"), 100) == b"content"
-    with pytest.raises(OSError, match="it has 7 bytes, 6 at most are read") as caught:
+    with pytest.raises(OSError, match="it has 7 bytes, 6 at most are read") as error:
         durable_files.read(tmp_path / "file", 6)
-    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "file"))
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path / "file"))
     os.truncate(tmp_path / "file", 1 << 42)  # sparse: nobody has memory for it
     with pytest.raises(OSError, match="at most are read"):
         durable_files.read(tmp_path / "file", 1 << 20)
@@ -156,10 +156,10 @@ def test_head_and_digest(tmp_path, monkeypatch):
 def test_what_is_no_file_is_neither_read_nor_waited_for(reading, tmp_path):
     messages = []
     for path in odd_files(tmp_path):
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError) as error:
             reading(path)
-        assert caught.value.filename == str(path)
-        messages.append(caught.value.strerror)
+        assert error.value.filename == str(path)
+        messages.append(error.value.strerror)
     assert messages[:4] == ["it is a link, which is not followed"] * 2 + ["it is not a regular file"] * 2
     assert messages[5:] == ["No such file or directory", "it is not a regular file"]
 
@@ -171,10 +171,10 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
         os.truncate(tmp_path / "file", 3)
         return os.read(descriptor, count)
 
-    shrinking = Faulty()
-    shrinking.read = read
+    fake_os = Faulty()
+    fake_os.read = read
     with pytest.raises(OSError, match="it shrank to 3 of 7 bytes"):
-        under(monkeypatch, shrinking, lambda: durable_files.read(tmp_path / "file", 100))
+        under(monkeypatch, fake_os, lambda: durable_files.read(tmp_path / "file", 100))
 
 
 def test_names_are_bounded(tmp_path):
@@ -191,11 +191,11 @@ def test_names_are_bounded(tmp_path):
 def test_rename_syncs_the_new_parent(tmp_path, monkeypatch):
     (tmp_path / "parent").mkdir()
     (tmp_path / "old").write_bytes(b"content")
-    synced = []
-    fake = Faulty()
-    fake.fsync = lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-    under(monkeypatch, fake, lambda: durable_files.rename(tmp_path / "old", tmp_path / "parent" / "new"))
-    assert (tmp_path / "parent" / "new").read_bytes() == b"content" and synced == [str(tmp_path / "parent")]
+    paths = []
+    fake_os = Faulty()
+    fake_os.fsync = lambda descriptor: paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    under(monkeypatch, fake_os, lambda: durable_files.rename(tmp_path / "old", tmp_path / "parent" / "new"))
+    assert (tmp_path / "parent" / "new").read_bytes() == b"content" and paths == [str(tmp_path / "parent")]
 
 
 def test_names_without_a_directory(tmp_path, monkeypatch):
@@ -206,23 +206,23 @@ def test_names_without_a_directory(tmp_path, monkeypatch):
 
 
 def test_remove_follows_no_link(tmp_path):
-    kept, tree = tmp_path / "kept", tmp_path / "tree"
-    (kept / "inner").mkdir(parents=True)
-    (kept / "inner" / "file").write_bytes(b"content")
+    folder, tree = tmp_path / "kept", tmp_path / "tree"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "file").write_bytes(b"content")
     (tree / "deep" / "deeper").mkdir(parents=True)
     (tree / "deep" / "file").write_bytes(b"")
     odd_files(tree / "deep" / "deeper")
-    (tree / "to directory").symlink_to(kept)
-    (tree / "to file").symlink_to(kept / "inner" / "file")
+    (tree / "to directory").symlink_to(folder)
+    (tree / "to file").symlink_to(folder / "inner" / "file")
     durable_files.remove(tree)
-    (tmp_path / "alias").symlink_to(kept)
+    (tmp_path / "alias").symlink_to(folder)
     durable_files.remove(tmp_path / "alias")
     durable_files.remove(tmp_path / "missing")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (
-        kept / "inner" / "file"
+        folder / "inner" / "file"
     ).read_bytes() == b"content"
-    durable_files.remove(kept / "inner" / "file")
-    assert not (kept / "inner" / "file").exists()
+    durable_files.remove(folder / "inner" / "file")
+    assert not (folder / "inner" / "file").exists()
 
 
 def test_remove_beside_another_that_removes(tmp_path, monkeypatch):
@@ -239,8 +239,8 @@ def test_remove_beside_another_that_removes(tmp_path, monkeypatch):
 
 
 def make_whole(path, instead=False):
-    with durable_files.new_directory(path, instead) as partial:
-        durable_files.write(partial / "file", [b"content"])
+    with durable_files.new_directory(path, instead) as directory:
+        durable_files.write(directory / "file", [b"content"])
 
 
 ACTIONS = {
@@ -280,9 +280,9 @@ def test_every_call_may_fail_and_the_file_is_named(action, number, tmp_path, mon
                 original(*arguments)
             raise OSError(number, os.strerror(number))
 
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError) as error:
             under(monkeypatch, Faulty(at, fault), lambda root=root: action(root))
-        assert caught.value.errno == number and caught.value.filename.startswith(str(root)), call
+        assert error.value.errno == number and error.value.filename.startswith(str(root)), call
     assert len(os.listdir("/proc/self/fd")) == before  # nothing stays open
 
 
@@ -309,19 +309,19 @@ def test_replace_gives_the_old_or_the_new_content(leftover, tmp_path, monkeypatc
     (tmp_path / "file").write_bytes(b"old" * 1000)
     calls = calls_of(monkeypatch, lambda: durable_files.replace(tmp_path / "file", b"new" * 1000))
     assert (tmp_path / "file").read_bytes() == b"new" * 1000 and os.listdir(tmp_path) == ["file"]
-    renamed = calls.index("rename")
-    assert calls[:renamed].count("fsync") == 1 and calls[renamed:] == ["rename", "open", "fsync", "close"]
+    rename_index = calls.index("rename")
+    assert calls[:rename_index].count("fsync") == 1 and calls[rename_index:] == ["rename", "open", "fsync", "close"]
 
     for at, call in enumerate(calls):
         prepare()
         fault = half_written if call == "write" else failing(errno.EIO)
         content, others = old_or_new(tmp_path, monkeypatch, Faulty(at, fault), OSError)
-        assert content == (b"old" if at <= renamed else b"new") * 1000
+        assert content == (b"old" if at <= rename_index else b"new") * 1000
         assert others == (["file.partial"] if leftover and at < calls.index("open") else [])
 
         prepare()
         content, others = old_or_new(tmp_path, monkeypatch, Mortal(at, kill), Killed)
-        assert content == (b"old" if at <= renamed else b"new") * 1000
+        assert content == (b"old" if at <= rename_index else b"new") * 1000
         assert set(others) <= {"file.partial"}
         durable_files.replace(tmp_path / "file", b"once more")  # what the kill left is no obstacle
         assert durable_files.read(tmp_path / "file", 9) == b"once more" and os.listdir(tmp_path) == ["file"]
@@ -341,28 +341,28 @@ def test_a_new_directory_or_file_is_whole_or_not_there(tmp_path, monkeypatch):
         durable_files.remove(tmp_path / "filled.partial")
 
     # instead of one that is there; with a slash at its end
-    filled = tmp_path / "filled"
+    directory = tmp_path / "filled"
     for at in range(100):
-        durable_files.remove(filled)
-        (filled / "of before").mkdir(parents=True)
+        durable_files.remove(directory)
+        (directory / "of before").mkdir(parents=True)
         if at == 0:
-            calls = calls_of(monkeypatch, lambda: make_whole(f"{filled}/", True))
+            calls = calls_of(monkeypatch, lambda: make_whole(f"{directory}/", True))
             assert names_below(tmp_path) == ["filled", "filled/file"]
         elif at <= len(calls):
             with pytest.raises(OSError):
-                under(monkeypatch, Faulty(at - 1, failing(errno.EIO)), lambda: make_whole(filled, True))
-            assert names_below(filled) in (["of before"], ["file"]), calls[at - 1]
-            assert not (tmp_path / "filled.replaced").exists() or names_below(filled) == ["file"]
-    new = tmp_path / "new"  # a file, once it was found to be right
+                under(monkeypatch, Faulty(at - 1, failing(errno.EIO)), lambda: make_whole(directory, True))
+            assert names_below(directory) in (["of before"], ["file"]), calls[at - 1]
+            assert not (tmp_path / "filled.replaced").exists() or names_below(directory) == ["file"]
+    path = tmp_path / "new"  # a file, once it was found to be right
 
     def wrong(content):
-        assert content == b"content" and not new.exists()
+        assert content == b"content" and not path.exists()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        durable_files.new_file(new, b"content", wrong)
+        durable_files.new_file(path, b"content", wrong)
     assert not list(tmp_path.glob("new*"))
-    assert durable_files.new_file(new, b"content", len) == 7 and new.read_bytes() == b"content"
+    assert durable_files.new_file(path, b"content", len) == 7 and path.read_bytes() == b"content"
 
 
 def names_below(path):
@@ -419,15 +419,15 @@ def test_replace_takes_the_place_of_a_link_and_leaves_its_target(tmp_path):
 
 def test_what_cannot_be_written_is_named_as_it_would_have_been(tmp_path):
     """The file that failed, without the ending of its time in the making; what was asked for if the error has none."""
-    for filename, said in (
+    for filename, message in (
         (None, f"{tmp_path}/out: No space left on device"),
         (f"{tmp_path}/out.partial", f"{tmp_path}/out: No space left on device"),
         (f"{tmp_path}/out.partial/a/b.png", f"{tmp_path}/out/a/b.png: No space left on device"),
         ("/elsewhere/out", "/elsewhere/out: No space left on device"),
     ):
-        with pytest.raises(UserError) as raised, durable_files.writing(tmp_path / "out"):
+        with pytest.raises(UserError) as error, durable_files.writing(tmp_path / "out"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), filename)
-        assert str(raised.value) == f"cannot write {said}"
+        assert str(error.value) == f"cannot write {message}"
     with pytest.raises(UserError, match="cannot write out: encoder error -2$"), durable_files.writing("out"):
         raise OSError("encoder error -2")
     with pytest.raises(KeyError), durable_files.writing("out"):

@@ -21,37 +21,37 @@ def test_after_its_seconds_a_busy_one_is_refused(tmp_path):
 
 
 def test_without_seconds_it_is_waited_for_and_said_once(tmp_path, monkeypatch):
-    said, waits = [], threading.Event()
-    monkeypatch.setattr(file_lock, "say", lambda words: (said.append(words), waits.set()))
-    entered = []
+    messages, waits = [], threading.Event()
+    monkeypatch.setattr(file_lock, "say", lambda words: (messages.append(words), waits.set()))
+    entries = []
 
     def second():
         with held(tmp_path / "lock", "it is busy"):
-            entered.append("second")
+            entries.append("second")
 
     thread = threading.Thread(target=second)
     with held(tmp_path / "lock", "it is busy"):
         thread.start()
-        assert waits.wait(60) and not entered
+        assert waits.wait(60) and not entries
     thread.join(60)
-    assert entered == ["second"] and said == ["it is busy"]
+    assert entries == ["second"] and messages == ["it is busy"]
 
 
 def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
     """Else the next process would lock a new file of that name beside this one."""
-    lock, flock, removed = tmp_path / "work" / "lock", fcntl.flock, []
+    lock, flock, removals = tmp_path / "work" / "lock", fcntl.flock, []
 
     def remove_first(*arguments):
-        if not removed:
+        if not removals:
             lock.unlink()
-            removed.append(lock.parent.rmdir())
+            removals.append(lock.parent.rmdir())
         return flock(*arguments)
 
     monkeypatch.setattr(fcntl, "flock", remove_first)
     with held(lock, "it is busy"):
         with pytest.raises(UserError, match="busy"), held(lock, "it is busy", 0):
             pass
-    assert removed and lock.exists()
+    assert removals and lock.exists()
 
 
 def test_what_cannot_be_locked_is_named(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def twice():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_noted_and_the_second_raises(number, capfd):
-    before = {each: signal.getsignal(each) for each in SIGNALS}
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     with interruptible() as interrupts:
         interrupts.wait_for_step = True
         assert not interrupts
@@ -43,7 +43,7 @@ def test_the_first_signal_is_noted_and_the_second_raises(number, capfd):
         for other in SIGNALS:
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(other)
-    assert {each: signal.getsignal(each) for each in SIGNALS} == before
+    assert {signum: signal.getsignal(signum) for signum in SIGNALS} == before
 
 
 class Freed:
@@ -53,12 +53,12 @@ class Freed:
 
 def test_a_second_one_is_not_lost_where_what_is_raised_is_swallowed(monkeypatch):
     """The interpreter ignores what a callback of its own raises."""
-    ignored = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda given: ignored.append(given.exc_type))
+    exceptions = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: exceptions.append(unraisable.exc_type))
     with interruptible() as interrupts:
         interrupts.wait_for_step = True
         Freed()
-        assert ignored == [KeyboardInterrupt]
+        assert exceptions == [KeyboardInterrupt]
         with pytest.raises(KeyboardInterrupt):
             bool(interrupts)
 
@@ -85,10 +85,10 @@ def test_an_ignored_signal_stays_ignored(number):
 
 
 def test_the_handlers_of_before_are_back_after_an_error():
-    before = {each: signal.getsignal(each) for each in SIGNALS}
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     with pytest.raises(ZeroDivisionError), interruptible():
         1 / 0
-    assert {each: signal.getsignal(each) for each in SIGNALS} == before
+    assert {signum: signal.getsignal(signum) for signum in SIGNALS} == before
 
 
 def test_a_terminal_that_is_gone_is_no_hindrance(monkeypatch):
@@ -118,16 +118,16 @@ def test_a_stop_during_start_up_leaves_nothing(name, number, data, tmp_path, mon
 @pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stop_while_all_images_are_read_leaves_nothing(workers, tmp_path, monkeypatch, capsys, nothing_stays):
-    folder, ended = make_folder(tmp_path / "folder", train=30, val=2, size=(48, 44)), []
+    folder, counts = make_folder(tmp_path / "folder", train=30, val=2, size=(48, 44)), []
     read_all = survey.survey
 
     def surveyed(split, size, workers, advance):
-        return read_all(split, size, workers, lambda count: (ended.append(count), interrupt()))
+        return read_all(split, size, workers, lambda count: (counts.append(count), interrupt()))
 
     monkeypatch.setattr(survey, "survey", surveyed)
     run(folder, tmp_path / "run", "--workers", workers)
     assert "stopped before the first step" in capsys.readouterr().out
-    assert ended == [32] and not (tmp_path / "run").exists()
+    assert counts == [32] and not (tmp_path / "run").exists()
 
 
 def test_a_second_stop_during_start_up_is_obeyed_at_once(data, tmp_path, monkeypatch):
@@ -164,14 +164,14 @@ def test_a_stop_during_the_start_of_a_resume_leaves_the_run_as_it_was(name, data
 def test_a_stop_once_the_directory_is_there_is_saved(owner, name, data, tmp_path, monkeypatch):
     """The run can be gone on with from where it is, which may be before its first step."""
     whole = run(data, tmp_path / "whole", "--steps", 4)
-    taken = 0
+    step = 0
     if name == "restore":
-        taken = 2
+        step = 2
         run(data, tmp_path / "run", "--steps", 2)
     with monkeypatch.context() as patch:
         signalled_after(patch, owner, name, 1)
         resume(data, tmp_path / "run")
-    assert state(newest(tmp_path / "run"))["step"] == taken
+    assert state(newest(tmp_path / "run"))["step"] == step
     resume(data, tmp_path / "run", "--steps", 4)
     assert_same_end(tmp_path / "run", whole)
 
@@ -205,7 +205,7 @@ def test_a_second_one_stops_at_once_without_saving(where, data, tmp_path, monkey
 def test_a_second_one_while_it_saves_does_not_wait_for_the_disk(data, tmp_path, monkeypatch):
     whole = run(data, tmp_path / "whole")
     out = run(data, tmp_path / "run", "--steps", 3)
-    before, release, ended = (
+    before, release, end = (
         {path: path.read_bytes() for path in newest(out).iterdir()},
         threading.Event(),
         threading.Event(),
@@ -215,7 +215,7 @@ def test_a_second_one_while_it_saves_does_not_wait_for_the_disk(data, tmp_path, 
         checkpoint_format.write(directory / "checkpoints" / f".partial_{content.state.step:08d}", content)
         os.kill(os.getpid(), signal.SIGTERM)  # while the training waits for this thread
         release.wait(60)
-        ended.set()
+        end.set()
         raise OSError("the process has ended")
 
     with monkeypatch.context() as patch:
@@ -223,9 +223,9 @@ def test_a_second_one_while_it_saves_does_not_wait_for_the_disk(data, tmp_path, 
         signalled_after(patch, Trainer, "one_step", 2)
         with pytest.raises(KeyboardInterrupt):
             resume(data, out)
-        assert not ended.is_set()
+        assert not end.is_set()
         release.set()
-        assert ended.wait(60)
+        assert end.wait(60)
     assert {path: path.read_bytes() for path in newest(out).iterdir()} == before
     assert (out / "checkpoints" / ".partial_00000005").exists()
     resume(data, out)
@@ -241,11 +241,11 @@ def test_the_status_of_a_second_one_is_130_and_there_is_no_traceback(monkeypatch
 
     before = signal.getsignal(signal.SIGINT)
     try:
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as system_exit:
             errors.run_command(main)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert ended.value.code == 130 and capsys.readouterr().err.endswith("stopped\n")
+    assert system_exit.value.code == 130 and capsys.readouterr().err.endswith("stopped\n")
 
 
 def test_a_second_one_that_waits_is_no_traceback(monkeypatch):
@@ -255,20 +255,20 @@ def test_a_second_one_that_waits_is_no_traceback(monkeypatch):
         raise KeyboardInterrupt
 
     for main in (stopped, lambda: 130):
-        waiting = [1, 2]
+        interruptions = [1, 2]
         set_handler = signal.signal
 
-        def handler(*given, waiting=waiting, set_handler=set_handler):
-            if waiting:
-                waiting.pop()
+        def handler(*arguments, interruptions=interruptions, set_handler=set_handler):
+            if interruptions:
+                interruptions.pop()
                 raise KeyboardInterrupt
-            return set_handler(*given)
+            return set_handler(*arguments)
 
         before = signal.getsignal(signal.SIGINT)
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as system_exit:
             patch.setattr(errors.signal, "signal", handler)
             errors.run_command(main)
-        assert ended.value.code == 130 and not waiting and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert system_exit.value.code == 130 and not interruptions and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
         signal.signal(signal.SIGINT, before)
 
 
@@ -284,8 +284,8 @@ def test_one_within_a_text_that_is_executed_leaves_the_status(tmp_path):
         "if __name__ == '__main__':\n"
         "    run_command(main)\n"
     )
-    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True)
-    assert (ended.returncode, ended.stderr) == (130, b"")
+    process = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True)
+    assert (process.returncode, process.stderr) == (130, b"")
 
 
 def lines_of(out):
@@ -302,8 +302,8 @@ def test_a_real_process_ignores_what_it_should_and_ends_at_once_at_a_second_sign
     )
     process.until(lambda: lines_of(out) >= 10)
     process.signal(signal.SIGHUP)  # nohup
-    wanted = lines_of(out) + 20
-    process.until(lambda: lines_of(out) >= wanted)
+    target = lines_of(out) + 20
+    process.until(lambda: lines_of(out) >= target)
     # Two of the same could become one; stopped meanwhile, it can't end between them on a busy machine.
     for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
         process.signal(number)

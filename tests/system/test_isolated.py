@@ -21,8 +21,8 @@ TESTS = Path(__file__).parents[1]
 
 
 def outcomes(*calls, **options):
-    with closing(isolated.outcomes(list(calls), **options)) as found:
-        return list(found)
+    with closing(isolated.outcomes(list(calls), **options)) as results:
+        return list(results)
 
 
 def alive(pid):
@@ -65,8 +65,8 @@ def test_calls_are_made_in_order_in_one_process(tmp_path):
 )
 def test_after_a_call_that_fails_none_is_made(call, state, words, tmp_path):
     file = str(tmp_path / "file")
-    found = outcomes((isolated_calls.append, (file, "a")), call, (isolated_calls.append, (file, "b")))
-    assert found == [Outcome(PASSED), Outcome(state, words)]
+    results = outcomes((isolated_calls.append, (file, "a")), call, (isolated_calls.append, (file, "b")))
+    assert results == [Outcome(PASSED), Outcome(state, words)]
     assert Path(file).read_text() == "a"
 
 
@@ -85,16 +85,16 @@ def test_a_process_that_dies_before_its_child_is_noticed(tmp_path):
 
 def test_a_process_that_can_t_be_started_checks_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
-    (found,) = outcomes((isolated_calls.leave, ()))
-    assert found == Outcome(UNCHECKED, "no process can be started for it: No such file or directory")
+    (outcome,) = outcomes((isolated_calls.leave, ()))
+    assert outcome == Outcome(UNCHECKED, "no process can be started for it: No such file or directory")
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    (found,) = outcomes((isolated_calls.leave, ()))
-    assert found == Outcome(UNCHECKED, "the process for it ends its process with status 1")
+    (outcome,) = outcomes((isolated_calls.leave, ()))
+    assert outcome == Outcome(UNCHECKED, "the process for it ends its process with status 1")
 
 
 def test_what_can_t_be_imported_there_checks_nothing():
-    (found,) = outcomes((isolated_calls.append, (isolated_calls.Unreadable(),)))
-    assert found.state == UNCHECKED and "an illegal address" in found.why
+    (outcome,) = outcomes((isolated_calls.append, (isolated_calls.Unreadable(),)))
+    assert outcome.state == UNCHECKED and "an illegal address" in outcome.why
 
 
 def test_a_slow_start_is_not_a_hang_of_the_first_call(monkeypatch):

@@ -32,23 +32,23 @@ def ended(way, before="", **streams):
         + f"def main():\n    {way}\n    return 0\n{before}\nrun_command(main)"
     )
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    done = subprocess.run([sys.executable, "-c", code], text=True, **streams)
-    return done.returncode, done.stdout, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], text=True, **streams)
+    return process.returncode, process.stdout, process.stderr
 
 
 @every("size", ["0", "00", "1", "-3", "", "\N{SUPERSCRIPT TWO}", "999999999999"])
 @every("name", ["COLUMNS", "LINES"])
 def test_a_size_of_the_terminal_that_is_none_hides_nothing(name, size):
-    found = ended(WAYS["say"], env=os.environ | {name: size, "PYTHONIOENCODING": "utf-8"})
-    assert found == (0, LINE + "\n", "")
+    outcome = ended(WAYS["say"], env=os.environ | {name: size, "PYTHONIOENCODING": "utf-8"})
+    assert outcome == (0, LINE + "\n", "")
 
 
 @every("way", WAYS.values(), ids=WAYS)
 def test_a_full_disk_is_an_error(way):
     """command > a file on a disk that is full"""
     with open("/dev/full", "w") as full:
-        status, _, told = ended(way, stdout=full)
-    assert (status, told) == (2, FULL)
+        status, _, errors = ended(way, stdout=full)
+    assert (status, errors) == (2, FULL)
 
 
 def test_what_has_to_be_done_is_done_on_a_full_disk_all_the_same(tmp_path):
@@ -65,10 +65,10 @@ def test_a_reader_that_has_left_is_no_error(way):
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        status, _, told = ended(way, stdout=writer)
+        status, _, errors = ended(way, stdout=writer)
     finally:
         os.close(writer)
-    assert (status, told) == (0, "")
+    assert (status, errors) == (0, "")
 
 
 def test_answers_arrive_where_standard_error_is_full():
@@ -84,24 +84,24 @@ def test_answers_arrive_where_standard_error_is_full():
 def test_a_stream_that_is_closed_from_the_beginning(closed, way, tmp_path):
     """command <&-, >&-, 2>&-: nothing that is opened afterwards gets its number, and is printed into. What is printed
     and lost is an error, as of `cat`."""
-    kept = str(tmp_path / "kept")
-    code = f"with open({kept!r}, 'w') as file: file.write(sys.stdin.read()); os.write(1, b'more'); file.write('whole')"
-    status, printed, told = ended(
+    path = str(tmp_path / "kept")
+    code = f"with open({path!r}, 'w') as file: file.write(sys.stdin.read()); os.write(1, b'more'); file.write('whole')"
+    status, output, errors = ended(
         f"{code}\n    {way}", preexec_fn=lambda: [os.close(number) for number in closed], stdin=subprocess.DEVNULL
     )
-    assert open(kept).read() == "whole" and bool(printed) is (1 not in closed)
-    lost = "error: can't write all of standard output: it is closed\n"
-    assert (status, told) == ((2, "" if 2 in closed else lost) if 1 in closed else (0, ""))
+    assert open(path).read() == "whole" and bool(output) is (1 not in closed)
+    message = "error: can't write all of standard output: it is closed\n"
+    assert (status, errors) == ((2, "" if 2 in closed else message) if 1 in closed else (0, ""))
 
 
 def test_remarks_that_are_lost_are_a_status():
     """As on a full disk; where nothing is said on a stream that is closed, nothing is lost."""
-    for way, closed, expected in (
+    for way, descriptor, expected in (
         (f"with lines_on_stderr(): say('a remark')\n    say({LINE!r})", 2, (2, LINE + "\n", "")),
         ("with lines_on_stderr(): say('a remark')", 1, (0, "", "a remark\n")),
         ("raise UserError('wrong')", 1, (2, "", "error: wrong\n")),
     ):
-        assert ended(way, preexec_fn=lambda: os.close(closed)) == expected
+        assert ended(way, preexec_fn=lambda: os.close(descriptor)) == expected
 
 
 @every("unbuffered", ["", "1"])
@@ -109,17 +109,17 @@ def test_lines_on_standard_error_arrive_though_the_process_is_killed(unbuffered)
     """Both streams where the user wants nothing buffered."""
     way = "complain('too late'); print('out'); os.kill(os.getpid(), 9)"
     before = "from alexnet_mp.system.errors import complain"
-    found = ended(way, before, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
-    assert found == (-9, "out\n" if unbuffered else "", "error: too late\n")
+    outcome = ended(way, before, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    assert outcome == (-9, "out\n" if unbuffered else "", "error: too late\n")
 
 
 @pytest.mark.slow
 def test_a_command_whose_modules_open_files_says_that_its_answers_are_lost():
     """What an import opens doesn't get the number of standard output: nothing but a command's own words is lost."""
     for arguments in (["checkpoint", "--help"], ["predict", "--help"]):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", f"alexnet_mp.{arguments[0]}", *arguments[1:]],
             stderr=subprocess.PIPE,
             preexec_fn=lambda: os.close(1),
         )
-        assert (done.returncode, done.stderr) == (2, b"error: can't write all of standard output: it is closed\n")
+        assert (process.returncode, process.stderr) == (2, b"error: can't write all of standard output: it is closed\n")

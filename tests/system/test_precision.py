@@ -31,8 +31,8 @@ def flags():
 
 def small(recipe):
     """The recipe with few units where it has fully connected layers."""
-    wide = [layer.name for layer in recipe.layers[:-1] if layer.kind == "fc"]
-    return change_layers(recipe, *wide, maps=8) if wide else recipe
+    names = [layer.name for layer in recipe.layers[:-1] if layer.kind == "fc"]
+    return change_layers(recipe, *names, maps=8) if names else recipe
 
 
 @pytest.mark.run
@@ -41,14 +41,14 @@ def small(recipe):
 def test_in_bf16_all_between_images_and_logits_is_bf16_and_nothing_else(recipe, merged):
     network = TwoTowerAlexNet(recipe, (CPU,) * recipe.towers, classes=3)
     network = network.merge() if merged else network
-    seen = []
+    tensors = []
     for module in network.modules():
         if hasattr(module, "fused_operations"):
-            module.register_forward_hook(lambda module, inputs, output: seen.extend([*inputs[:1], output]))
+            module.register_forward_hook(lambda module, inputs, output: tensors.extend([*inputs[:1], output]))
     images = 60 * torch.randn(2, 3, recipe.crop_size, recipe.crop_size)
     logits = network(*[images.bfloat16()] * (1 if merged else recipe.towers))
     F.cross_entropy(logits, torch.tensor([0, 2])).backward()
-    assert {tensor.dtype for tensor in seen} == {torch.bfloat16} and logits.dtype == torch.float32
+    assert {tensor.dtype for tensor in tensors} == {torch.bfloat16} and logits.dtype == torch.float32
     parameters = dict(network.named_parameters())
     assert {tensor.dtype for each in parameters.values() for tensor in (each, each.grad)} == {torch.float32}
     assert all(parameter.grad.abs().sum() > 0 for name, parameter in parameters.items() if "fc8" in name)

@@ -80,19 +80,19 @@ def test_a_meeting_lasts_as_long_as_all_give_signs_of_life():
 
 def test_the_torchruns_of_all_machines_are_ended_once(monkeypatch):
     """By the process that says what is wrong, and by the first of each other machine."""
-    ended = []
+    ends = []
     monkeypatch.setattr(launcher, "LAST_WORDS", 0)
     for fault in (True, False):
         store = dist.HashStore()
         for rank in (3, 0, 1, 2, 4, 5):
-            monkeypatch.setattr(launcher, "not_again", lambda: ended.append((fault, rank)))
+            monkeypatch.setattr(launcher, "not_again", lambda: ends.append((fault, rank)))
             each = Ranks(rank, 6, rank % 2, 2, store)
             if each.speaks():
                 if fault:
                     each.not_again()
             else:
                 each.wait_for_last_words()
-    assert ended == [(True, 3), (True, 0), (True, 4)]
+    assert ends == [(True, 3), (True, 0), (True, 4)]
 
 
 LEAVES = """
@@ -113,11 +113,11 @@ run_command(main, several=True)
 @pytest.mark.process
 def test_a_line_is_said_before_what_may_hang_and_that_is_bounded():
     environment = apart.environments(1, "0")[0] | {"TORCHELASTIC_USE_AGENT_STORE": "False"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", LEAVES], env=os.environ | environment, capture_output=True, text=True, timeout=100
     )
-    assert done.returncode == -signal.SIGALRM
-    assert done.stderr == (
+    assert process.returncode == -signal.SIGALRM
+    assert process.stderr == (
         "error: --towers apart: a process a tower is an even number of them, not 1; torchrun --nproc-per-node 2\n"
     )
 
@@ -144,8 +144,8 @@ def test_a_torchrun_that_notices_no_end_is_ended():
     """One that does is left alone: it may start all again."""
     environment = os.environ | {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}
     for way, status in (("hangs", -signal.SIGKILL), ("reaps", 0)):
-        done = subprocess.run([sys.executable, "-c", STUCK, way], env=environment, timeout=100)
-        assert done.returncode == status
+        process = subprocess.run([sys.executable, "-c", STUCK, way], env=environment, timeout=100)
+        assert process.returncode == status
 
 
 def test_no_thread_is_left_in_the_store(monkeypatch):

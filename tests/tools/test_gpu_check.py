@@ -29,9 +29,9 @@ def test_a_stage_that_fails_and_one_that_hangs_stop_no_other(toys, tmp_path):  #
                     toy("broken", "sys.exit('no such kernel')"), toy("hanging", HANGS, limit=3), toy("last")""",
         HANGS,
     )
-    code, said = rehearse()
+    code, output = rehearse()
     assert code == 1 and runs(tmp_path) == ["first", "broken", "hanging", "last"]
-    assert re.findall("^== (.*): a toy", said, re.M) == runs(tmp_path)
+    assert re.findall("^== (.*): a toy", output, re.M) == runs(tmp_path)
     assert states(tmp_path / "results") == {"first": "passed", "broken": "failed", "hanging": "hung", "last": "passed"}
     content = packed(tmp_path / "results")
     assert "no such kernel" in content["logs/broken.log"] and content["out/first/found.json"] == "1"
@@ -39,7 +39,7 @@ def test_a_stage_that_fails_and_one_that_hangs_stop_no_other(toys, tmp_path):  #
     assert "devices" in json.loads(content["environment.json"]) and not any("scratch" in name for name in content)
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["check.json", "gpu-check.tar.gz"]
     assert "before" in content["logs/hanging.log"] and not any(map(alive, content["out/hanging/numbers"].split()))
-    assert "   no such kernel" in said and "2 passed, 1 failed, 1 hung" in said and "failed: broken" in said
+    assert "   no such kernel" in output and "2 passed, 1 failed, 1 hung" in output and "failed: broken" in output
 
     code, _ = rehearse()  # what has not passed, and nothing else
     assert code == 1 and runs(tmp_path, after=range(4)) == ["broken", "hanging"]
@@ -51,8 +51,8 @@ def test_what_was_found_is_packed_before_and_after_every_stage(toys, tmp_path): 
     look = f"print('seen', open({str(tmp_path / 'results' / 'check.json')!r}).read().replace(chr(10), ''))"
     plain = "Stage('one', 'a toy without a stand-in', ('{python}', '-c', 'pass'), 1, 60)"
     assert toys(f"{plain}, toy('two', {look!r})")()[0] == 0
-    seen = json.loads(packed(tmp_path / "results")["logs/two.log"].rpartition("seen ")[2])["stages"]
-    assert {name: entry["state"] for name, entry in seen.items()} == {"one": "passed", "two": "running"}
+    stages = json.loads(packed(tmp_path / "results")["logs/two.log"].rpartition("seen ")[2])["stages"]
+    assert {name: entry["state"] for name, entry in stages.items()} == {"one": "passed", "two": "running"}
 
 
 @pytest.mark.parametrize(
@@ -66,27 +66,27 @@ def test_what_was_found_is_packed_before_and_after_every_stage(toys, tmp_path): 
 )
 def test_another_machine_goes_on_from_a_copy_of_the_results(toys, tmp_path, number, state, order):  # noqa: F811
     """What was told to stop goes on first. What was at work when the machine went comes last: it may be the reason."""
-    begun = tmp_path / "begun"
+    marker = tmp_path / "begun"
     waits = (
-        f"path = {str(begun)!r}; old = os.path.exists(path); open(path, 'w').write(str(os.getpid())); "
+        f"path = {str(marker)!r}; old = os.path.exists(path); open(path, 'w').write(str(os.getpid())); "
         "time.sleep(0 if old else 600)"
     )
     rehearse = toys(f"toy('first'), toy('middle', {waits!r}), toy('last')")
     process = rehearse.start()
-    while not (begun.exists() and begun.read_text()):
+    while not (marker.exists() and marker.read_text()):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     if number == signal.SIGKILL:
-        os.kill(int(begun.read_text()), signal.SIGKILL)  # a machine that goes away takes the stage with it
+        os.kill(int(marker.read_text()), signal.SIGKILL)  # a machine that goes away takes the stage with it
     else:
-        assert process.returncode == 3 and not alive(begun.read_text())
-        assert f"stopped by {number.name}" in said and "left to do, by the same command: middle, last" in said
+        assert process.returncode == 3 and not alive(marker.read_text())
+        assert f"stopped by {number.name}" in output and "left to do, by the same command: middle, last" in output
     assert states(tmp_path / "results") == {"first": "passed", "middle": state}
     subprocess.run(["cp", "-r", tmp_path / "results", tmp_path / "brought"], check=True)
-    code, said = rehearse("--from", str(tmp_path / "brought"), work="other machine", to="other results")
-    assert code == 0 and "going on from" in said and runs(tmp_path, after=("first", "middle")) == order
+    code, output = rehearse("--from", str(tmp_path / "brought"), work="other machine", to="other results")
+    assert code == 0 and "going on from" in output and runs(tmp_path, after=("first", "middle")) == order
     assert set(states(tmp_path / "other results").values()) == {"passed"}
     assert states(tmp_path / "brought")["middle"] == state  # it is read, and not written
 
@@ -113,16 +113,16 @@ def test_a_stage_that_was_cut_short_finds_what_it_had_done(toys, tmp_path):  # n
     rehearse = toys(f"toy('long', {body!r}, limit=100)", LATE)
     assert rehearse("--minutes", "0.05")[0] == 3 and states(tmp_path / "results") == {"long": "interrupted"}
     assert rehearse()[0] == 1 and states(tmp_path / "results") == {"long": "failed"}
-    said = packed(tmp_path / "results")["logs/long.log"]
-    assert re.findall("^time .*", said, re.M) == ["time 1", "time 2"]
+    output = packed(tmp_path / "results")["logs/long.log"]
+    assert re.findall("^time .*", output, re.M) == ["time 1", "time 2"]
     assert rehearse("--minutes", "0.5")[0] == 1
     assert re.findall("^time .*", packed(tmp_path / "results")["logs/long.log"], re.M) == ["time 1"]
 
 
 def test_nothing_is_begun_that_will_not_end_in_time(toys, tmp_path):  # noqa: F811
     rehearse = toys("toy('short'), toy('long', seconds=500), toy('shorter', seconds=1)")
-    code, said = rehearse("--minutes", "1")
-    assert code == 3 and runs(tmp_path) == ["short", "shorter"] and "left to do, by the same command: long" in said
+    code, output = rehearse("--minutes", "1")
+    assert code == 3 and runs(tmp_path) == ["short", "shorter"] and "left to do, by the same command: long" in output
     # It is known now that it takes less than was guessed.
     assert rehearse()[0] == 0 and rehearse("--minutes", "1", "--again")[0] == 0
     assert runs(tmp_path, after=range(3)) == ["short", "long", "shorter"]
@@ -175,7 +175,7 @@ def test_what_can_not_be_is_said_in_one_line(toys, tmp_path):  # noqa: F811
     (tmp_path / "other").mkdir()
     with tarfile.open(tmp_path / "other" / "gpu-check.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "check.json", "check.json")
-    for arguments, where, said in (
+    for arguments, where, words in (
         (["--only", "two"], {}, "--only two: there is no such stage; --plan lists them"),
         (["--from", str(tmp_path / "nowhere")], {"to": "new"}, "there is no gpu-check.tar.gz"),
         (["--from", str(tmp_path / "damaged")], {"to": "new"}, "can't be read"),
@@ -185,7 +185,7 @@ def test_what_can_not_be_is_said_in_one_line(toys, tmp_path):  # noqa: F811
         (["--wheels", str(tmp_path / "nowhere")], {}, "there is no such folder"),
     ):
         code, text = rehearse(*arguments, **where)
-        assert code == 2 and text.count("\n") == 1 and text.startswith("gpu_check: ") and said in text, text
+        assert code == 2 and text.count("\n") == 1 and text.startswith("gpu_check: ") and words in text, text
     assert (tmp_path / "runs").read_text() == "one "
 
 
@@ -195,28 +195,28 @@ def test_whoever_stops_reading_is_no_traceback(toys, tmp_path):  # noqa: F811
     environment = os.environ | {"PYTHON": sys.executable}
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
-    assert (done.returncode, done.stderr) == (0, b"")
-    done = subprocess.run(["bash", "-c", '"$0" --plan >&-', command[0]], stderr=subprocess.PIPE, env=environment)
-    assert (done.returncode, done.stderr) == (0, b"")
+    outcome = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
+    assert (outcome.returncode, outcome.stderr) == (0, b"")
+    outcome = subprocess.run(["bash", "-c", '"$0" --plan >&-', command[0]], stderr=subprocess.PIPE, env=environment)
+    assert (outcome.returncode, outcome.stderr) == (0, b"")
 
     rehearse = toys("toy('first'), toy('second', 'time.sleep(0.5)'), toy('third')")
     process = rehearse.start()
     assert process.stdout.readline().startswith("== first")
     process.stdout.close()
     assert process.wait(60) == 3
-    code, said = rehearse()
-    assert code == 0 and "Traceback" not in said and set(states(tmp_path / "results").values()) == {"passed"}
+    code, output = rehearse()
+    assert code == 0 and "Traceback" not in output and set(states(tmp_path / "results").values()) == {"passed"}
     os.close(writer)
 
 
 def test_without_a_gpu_there_is_nothing_to_check(tmp_path):
     """The command itself, with torch asked for its devices."""
-    done = subprocess.run(
+    process = subprocess.run(
         [ROOT / "tools" / "gpu_check.sh", tmp_path],
         capture_output=True,
         text=True,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable},
         cwd=tmp_path,
     )
-    assert done.returncode == 2 and "no CUDA device was found" in done.stderr and not any(tmp_path.iterdir())
+    assert process.returncode == 2 and "no CUDA device was found" in process.stderr and not any(tmp_path.iterdir())

@@ -24,7 +24,7 @@ def collected(*arguments):
     """The node ids that pytest selects."""
     # A worker of xdist tells its children so, and there pytest-benchmark measures nothing.
     environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}
-    done = subprocess.run(
+    process = subprocess.run(
         [
             sys.executable,
             "-m",
@@ -42,7 +42,7 @@ def collected(*arguments):
         cwd=ROOT,
         env=environment | {"PYTHONPATH": str(ROOT / "tools"), "CUDA_VISIBLE_DEVICES": ""},
     )
-    return [line for line in done.stdout.splitlines() if "::" in line]
+    return [line for line in process.stdout.splitlines() if "::" in line]
 
 
 def test_what_is_worth_most_comes_first():
@@ -95,15 +95,15 @@ def test_every_selection_of_benchmarks_selects_and_the_quick_ones_compile_nothin
         if "-k" not in stage.command or "benchmarks/record.py" not in stage.command or stage.name == "forked":
             continue
         words = stage.command[stage.command.index("-k") + 1].split(" and ")
-        chosen = [
-            one
-            for one in ids
-            if all(word in one or word.startswith("not ") for word in words)
-            and not any(f"not {word}" in words for word in re.findall(r"\w+", one))
+        selection = [
+            test
+            for test in ids
+            if all(word in test or word.startswith("not ") for word in words)
+            and not any(f"not {word}" in words for word in re.findall(r"\w+", test))
         ]
-        assert chosen and not any("cpu-" in one or "-cpu]" in one for one in chosen), stage.name
+        assert selection and not any("cpu-" in test or "-cpu]" in test for test in selection), stage.name
         if stage.seconds <= 60:
-            assert not any("compile" in one for one in chosen), stage.name
+            assert not any("compile" in test for test in selection), stage.name
 
 
 @pytest.mark.slow
@@ -116,10 +116,10 @@ def test_the_first_stages_of_tests_are_few_cases_and_all_for_a_gpu():
     assert TABLE["kernels-once"].command[-2:] == ("-k", "fp32") and TABLE["graphs"].command[-1] == "--gpu-only"
     assert files["kernels-once"][0] in TABLE["memcheck"].command
     ids = collected(*files["kernels-once"], *files["graphs"], "--gpu-only")
-    once = [one for one in ids if one.startswith(files["kernels-once"][0])]
-    assert len(once) == 3 * len([one for one in once if "fp32" in one]) >= 20  # each of all operations of maps
-    assert all(re.search(r"\b(cuda|triton)-", one) for one in once)
-    assert 30 <= len(ids) - len(once) <= 80 and not any("one CPU" in one for one in ids)
+    cases = [test for test in ids if test.startswith(files["kernels-once"][0])]
+    assert len(cases) == 3 * len([test for test in cases if "fp32" in test]) >= 20  # each of all operations of maps
+    assert all(re.search(r"\b(cuda|triton)-", test) for test in cases)
+    assert 30 <= len(ids) - len(cases) <= 80 and not any("one CPU" in test for test in ids)
 
 
 def test_a_line_that_was_half_written_and_a_test_that_passed_later(tmp_path):
@@ -181,9 +181,9 @@ def test_missing_packages_are_named_with_the_way_to_bring_them(tmp_path, monkeyp
     line = packages.bring(project(tmp_path, "faiss-cuda-of-mine>=1"))
     assert line.startswith("not installed: faiss-cuda-of-mine (retrieval); ") and "\n" not in line
     assert "pip download" in line and "--wheels WHEELS" in line
-    with pytest.raises(results.Refused, match="not installed: pydantic-of-mine, and nothing starts ") as refused:
+    with pytest.raises(results.Refused, match="not installed: pydantic-of-mine, and nothing starts ") as error:
         packages.bring(project(tmp_path, "faiss-cuda-of-mine>=1", "pydantic-of-mine"))
-    assert str(refused.value).endswith("--wheels WHEELS") and "faiss" not in str(refused.value)
+    assert str(error.value).endswith("--wheels WHEELS") and "faiss" not in str(error.value)
     monkeypatch.setattr(packages.metadata, "version", {"setuptools": "59.8.0"}.__getitem__)
     with pytest.raises(results.Refused, match="not installed: setuptools, and nothing starts "):
         packages.bring(project(tmp_path))
@@ -234,9 +234,14 @@ def test_the_packages_of_this_project_are_known_by_their_modules():
 @pytest.mark.process
 def test_environment(tmp_path):
     facts.environment(tmp_path / "facts.json")
-    found = json.loads((tmp_path / "facts.json").read_text())
-    assert found["torch"] and found["packages"]["numpy"] and found["processors"] >= 1 and found["memory_bytes"] > 2**30
-    assert {"devices", "driver", "nvidia_smi", "cuda", "nvcc", "python"} <= set(found)
+    environment = json.loads((tmp_path / "facts.json").read_text())
+    assert (
+        environment["torch"]
+        and environment["packages"]["numpy"]
+        and environment["processors"] >= 1
+        and environment["memory_bytes"] > 2**30
+    )
+    assert {"devices", "driver", "nvidia_smi", "cuda", "nvcc", "python"} <= set(environment)
 
 
 def test_roof(tmp_path, monkeypatch):
@@ -246,8 +251,8 @@ def test_roof(tmp_path, monkeypatch):
         machine_limits, "measure", lambda device, dtype: machine_limits.Ceilings(4000.0, 700.0, 1 << 28, 8192)
     )
     facts.roof(tmp_path / "roof.json")
-    found = json.loads((tmp_path / "roof.json").read_text())
-    assert found["copy_gb_per_s"] == 4000 and found["bf16_tflop_per_s"] == found["fp32_tflop_per_s"] == 700
+    roof = json.loads((tmp_path / "roof.json").read_text())
+    assert roof["copy_gb_per_s"] == 4000 and roof["bf16_tflop_per_s"] == roof["fp32_tflop_per_s"] == 700
 
 
 @pytest.mark.compile
@@ -310,9 +315,9 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 )
 def test_a_profile_has_every_layer(device, towers, rows, said, tmp_path, capsys):
     assert not facts.profiled(tmp_path / "profile.json", "0,0") and "no profile" in capsys.readouterr().out
-    found = [{"row": name, "forward_ms": ms, "backward_ms": 1.0} for name, ms in rows.items()]
+    table_rows = [{"row": name, "forward_ms": ms, "backward_ms": 1.0} for name, ms in rows.items()]
     (tmp_path / "profile.json").write_text(
-        json.dumps({"tables": [{"device": device, "rows": found, "towers": towers}]})
+        json.dumps({"tables": [{"device": device, "rows": table_rows, "towers": towers}]})
     )
     assert facts.profiled(tmp_path / "profile.json", "0,0") == (not said)
     assert capsys.readouterr().out.strip() == said

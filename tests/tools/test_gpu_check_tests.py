@@ -52,20 +52,20 @@ def test_a_stage_of_tests_goes_on_behind_what_kills_it(toys, tmp_path, workers):
     )
     good = f"Stage('good', 'a toy', ('false',), 1, 60, journal='toys', rehearsal={pytest_on}, '-k', 'good'))"
     rehearse = toys(f"{one}, {good}", "check.os.sched_getaffinity = lambda process: range(16)")
-    code, said = rehearse()
-    assert code == 1 and states(tmp_path / "results") == {"tests": "failed", "good": "passed"}, said
-    found = json.loads((tmp_path / "results" / "check.json").read_text())["stages"]["tests"]
-    assert [test.partition("::")[2] for test in found["failed"]] == ["test_bad", "test_dies", "test_hangs"]
+    code, output = rehearse()
+    assert code == 1 and states(tmp_path / "results") == {"tests": "failed", "good": "passed"}, output
+    stage = json.loads((tmp_path / "results" / "check.json").read_text())["stages"]["tests"]
+    assert [test.partition("::")[2] for test in stage["failed"]] == ["test_bad", "test_dies", "test_hangs"]
     assert sorted((tmp_path / "noted").read_text().split()) == ["bad", "dies", "end", "good", "good", "hangs"]
     content = packed(tmp_path / "results")
     (stacks,) = (text for name, text in content.items() if name.endswith(".stacks"))
     assert "in test_hangs" in stacks and any(name.startswith("junit/tests/") for name in content)
-    assert "failed: tests\n    " in said and "test_toy.py::test_dies" in said
+    assert "failed: tests\n    " in output and "test_toy.py::test_dies" in output
 
     (tmp_path / "mended").touch()
     (tmp_path / "noted").unlink()
-    code, said = rehearse()
-    assert code == 0, said
+    code, output = rehearse()
+    assert code == 0, output
     assert sorted((tmp_path / "noted").read_text().split()) == ["bad", "dies", "hangs"]
 
 
@@ -97,12 +97,12 @@ def test_other():
     (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
     rehearse = toys(f"""Stage('tests', 'a toy', ('false',), 1, 60, journal='toys', each=2, rehearsal=(
         '{{python}}', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', {str(tmp_path / "test_toy.py")!r}))""")
-    code, said = rehearse()
-    found = json.loads((tmp_path / "results" / "check.json").read_text())["stages"]["tests"]
+    code, output = rehearse()
+    stage = json.loads((tmp_path / "results" / "check.json").read_text())["stages"]["tests"]
     assert code == 1
-    assert [test.partition("::")[2] for test in found["failed"]] == ["test_loses_it", "test_plain_failure"]
+    assert [test.partition("::")[2] for test in stage["failed"]] == ["test_loses_it", "test_plain_failure"]
     assert "answers no more after" in packed(tmp_path / "results")["logs/tests.log"]
-    assert "1 passed, 3 deselected" in said
+    assert "1 passed, 3 deselected" in output
 
 
 def test_tests_that_cannot_be_collected_are_tried_once(toys, tmp_path):  # noqa: F811

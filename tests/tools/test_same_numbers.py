@@ -48,7 +48,7 @@ def made_tree(root, name):
 @pytest.mark.run
 def test_each_side_has_its_own_code(tmp_path):
     """Beside an editable installation of this checkout, which is where the running Python's package comes from."""
-    says = (
+    code = (
         "from alexnet_mp import command; from alexnet_mp.kernels import reference\n"
         "from alexnet_mp.network import tower; import numpy, sys\n"
         "print(command.OF, reference.OF, tower.OF, 'kernels' in sys.modules)"
@@ -56,15 +56,17 @@ def test_each_side_has_its_own_code(tmp_path):
     for name in ("before", "after"):
         python = same_numbers.environment(made_tree(tmp_path, name), tmp_path / f"{name}-python")
         for flags in ([], ["-P"]):
-            done = subprocess.run([python, *flags, "-c", says], capture_output=True, text=True, cwd=same_numbers.ROOT)
-            assert (done.stdout, done.stderr) == (f"{name} {name} {name} False\n", "")
+            process = subprocess.run(
+                [python, *flags, "-c", code], capture_output=True, text=True, cwd=same_numbers.ROOT
+            )
+            assert (process.stdout, process.stderr) == (f"{name} {name} {name} False\n", "")
 
 
-def fake_probe(tmp_path, imported, status=0):
+def fake_probe(tmp_path, paths, status=0):
     """(a tree, a probe that writes one value and where it says it imported the code from)."""
     probe = tmp_path / "probe.py"
     probe.write_text(
-        f"import json, sys\nfound = {{'imported': {imported!r}, 'loss': 'aa'}}\n"
+        f"import json, sys\nfound = {{'imported': {paths!r}, 'loss': 'aa'}}\n"
         f"json.dump(found, open(sys.argv[1], 'w'))\nsys.exit({status})\n"
     )
     return made_tree(tmp_path, "tree"), probe
@@ -78,8 +80,8 @@ def test_another_trees_code_is_refused(tmp_path):
 
 @pytest.mark.parametrize("status", [0, 1])
 def test_a_probe_that_fails_on_both_sides_is_not_the_same(tmp_path, status):
-    imported = [str(tmp_path / "tree" / folder) for folder in ("alexnet_mp", "kernels")]
-    tree, probe = fake_probe(tmp_path, imported, status)
+    paths = [str(tmp_path / "tree" / folder) for folder in ("alexnet_mp", "kernels")]
+    tree, probe = fake_probe(tmp_path, paths, status)
     sides = [same_numbers.numbers(tree, probe, tmp_path, side) for side in ("before", "after")]
     assert sides[0]["loss"] == "aa"
     assert same_numbers.compare(*sides)[1] == (status == 0)
@@ -87,21 +89,21 @@ def test_a_probe_that_fails_on_both_sides_is_not_the_same(tmp_path, status):
 
 def test_the_library_is_copied_or_built_in_both(tmp_path, monkeypatch):
     trees = [made_tree(tmp_path, name) for name in ("here", "there")]
-    built = []
-    monkeypatch.setattr(subprocess, "run", lambda command, cwd, **options: built.append(cwd))
+    builds = []
+    monkeypatch.setattr(subprocess, "run", lambda command, cwd, **options: builds.append(cwd))
     for tree in trees:
         (tree / "csrc").mkdir()
         (tree / "csrc" / "ops.cpp").write_text("int one = 1;\n")
         (tree / "setup.py").write_text('COMPILE = ["-O3"]\n')
     (trees[0] / "kernels" / "compiled.so").write_text("machine code")
     same_numbers.give_library(*trees)
-    assert not built and (trees[1] / "kernels" / "compiled.so").read_text() == "machine code"
+    assert not builds and (trees[1] / "kernels" / "compiled.so").read_text() == "machine code"
     for file, text in (("csrc/ops.cpp", "int one = 2;\n"), ("setup.py", 'COMPILE = ["-O2"]\n')):
         before = (trees[1] / file).read_text()
         (trees[1] / file).write_text(text)
         same_numbers.give_library(*trees)
-        assert built == trees
-        built.clear()
+        assert builds == trees
+        builds.clear()
         (trees[1] / file).write_text(before)
 
 
@@ -135,8 +137,8 @@ def test_a_probe_that_raises_leaves_a_gap_and_a_status(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(probe, "PROBES", (broken, whole))
     assert probe.main(tmp_path / "found.json") == 1
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found.keys() == {"imported", "whole: value"}
+    values = json.loads((tmp_path / "found.json").read_text())
+    assert values.keys() == {"imported", "whole: value"}
     assert "no such option" in capsys.readouterr().err
     assert probe.main(tmp_path / "found.json", "whole") == 0
     assert probe.main(tmp_path / "found.json", "whole", "hole") == 1

@@ -21,8 +21,10 @@ def test_the_page_has_what_the_command_prints(capsys, monkeypatch):
 
 def test_a_pairs_bytes_are_the_ledgers():
     for recipe, batch in ((paper(), 128), (mini(), 5)):
-        sent = {way: sum(size for _, to, _, size in crossings(recipe, batch) if to == way) for way in ("a->b", "b->a")}
-        assert PLAN["towers"](recipe, batch) == max(sent.values())
+        totals = {
+            way: sum(size for _, to, _, size in crossings(recipe, batch) if to == way) for way in ("a->b", "b->a")
+        }
+        assert PLAN["towers"](recipe, batch) == max(totals.values())
     assert PLAN["towers"](paper(), 128) == pytest.approx(30.0e6, rel=1e-3)  # of 60.0 MB a step in both directions
 
 
@@ -49,6 +51,6 @@ def test_one_weird_trick_by_hand():
 def test_wrong_numbers_are_refused(capsys, monkeypatch):
     for arguments in (["--batch", "0"], ["--pairs", "0,1"]):
         monkeypatch.setattr(sys, "argv", ["scaling_plan.py", *arguments])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as system_exit:
             PLAN["main"]()
-        assert ended.value.code == 2 and "at least 1" in capsys.readouterr().err
+        assert system_exit.value.code == 2 and "at least 1" in capsys.readouterr().err

@@ -100,15 +100,17 @@ def test_the_description_for_pypi_has_links_that_lead_somewhere():
     names = {}
     exec(text[: text.index("modules, commands =")], names)
     readme, address = (ROOT / "README.md").read_text(), "https://example.org/me/alexnet_mp"
-    described = names["long_description"](readme, address + "/")
-    links = re.findall(r"\]\(([^)\s]+)\)", "".join(described.split("```")[::2]))
+    description = names["long_description"](readme, address + "/")
+    links = re.findall(r"\]\(([^)\s]+)\)", "".join(description.split("```")[::2]))
     assert len(links) > 20 and all(link.startswith(("https://", "#")) for link in links), links
-    found = [re.fullmatch(rf"{address}/(blob|raw)/HEAD/([^#]+)(#.+)?", link) for link in links]
-    assert all((ROOT / link[2]).exists() and (link[1] == "raw") == link[2].endswith(".png") for link in found if link)
-    assert {link[1] for link in found if link} == {"raw", "blob"}
-    assert re.sub(rf"{address}/(blob|raw)/HEAD/", "", described) == readme == names["long_description"](readme, None)
-    made = names["long_description"]("![a](b.svg) [c\nd](e.md#f) [g](#h) [i](http://j)\n```\nk[l](m)\n```\n", address)
-    assert made == (
+    matches = [re.fullmatch(rf"{address}/(blob|raw)/HEAD/([^#]+)(#.+)?", link) for link in links]
+    assert all((ROOT / link[2]).exists() and (link[1] == "raw") == link[2].endswith(".png") for link in matches if link)
+    assert {link[1] for link in matches if link} == {"raw", "blob"}
+    assert re.sub(rf"{address}/(blob|raw)/HEAD/", "", description) == readme == names["long_description"](readme, None)
+    example = names["long_description"](
+        "![a](b.svg) [c\nd](e.md#f) [g](#h) [i](http://j)\n```\nk[l](m)\n```\n", address
+    )
+    assert example == (
         f"![a]({address}/raw/HEAD/b.svg) [c\nd]({address}/blob/HEAD/e.md#f) [g](#h) [i](http://j)\n```\nk[l](m)\n```\n"
     )
 
@@ -188,8 +190,8 @@ def test_no_runtime_at_all(tmp_path, capsys, cuda_runtime):
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH (the CUDA toolkit)")
 def test_the_runtime_of_this_machines_nvcc(cuda_runtime):
     nvcc = shutil.which("nvcc")
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    version = re.search(r"release (\d+\.\d+)", said)[1]
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r"release (\d+\.\d+)", output)[1]
     runtime = cuda_runtime(version, Path(nvcc).parents[1], ["c++"])
     assert Path(runtime).is_file() and f"libcudart.so.{version.split('.')[0]}" in runtime
 
@@ -250,20 +252,20 @@ def build(project, backend):
     process.join()
     output = (project / "output").read_text()
     assert process.exitcode == 0, output
-    told = [line for line in output.splitlines() if line.startswith("alexnet_mp: no CUDA kernels")]
-    return (project / "project/kernels/compiled.so").read_bytes(), told, output
+    reports = [line for line in output.splitlines() if line.startswith("alexnet_mp: no CUDA kernels")]
+    return (project / "project/kernels/compiled.so").read_bytes(), reports, output
 
 
 @needs_compiler
 def test_a_wrapper_and_a_toolkit_without_the_linkers_name(project):
-    library, told, output = build(project, "distutils")
+    library, reports, output = build(project, "distutils")
     assert b"cpu_part" in library and b"cuda_part" in library and RUNTIME.encode() in library
-    assert told == [] and "for the CPU and for CUDA" in output
+    assert reports == [] and "for the CPU and for CUDA" in output
 
 
 def nvcc_refuses(project):
-    says = "nvcc fatal   : Unsupported gpu architecture 'compute_80'"
-    toolkit(project / "toolkit", compiles=f'echo "{says}" >&2; exit 1')
+    message = "nvcc fatal   : Unsupported gpu architecture 'compute_80'"
+    toolkit(project / "toolkit", compiles=f'echo "{message}" >&2; exit 1')
 
 
 def runtime_is_no_library(project):
@@ -289,11 +291,11 @@ def test_a_cuda_part_that_fails_leaves_the_cpu_part(fault, why, backend, project
     if backend == "ninja" and shutil.which("ninja") is None:
         pytest.skip("no ninja")
     fault(project)
-    library, told, output = build(project, backend)
+    library, reports, output = build(project, backend)
     assert b"cpu_part" in library and b"ops_part" in library
     assert b"cuda_part" not in library and RUNTIME.encode() not in library
-    assert len(told) == 1 and "their build failed: " in told[0] and why in told[0], output
-    assert "Traceback" not in told[0] and len(told[0]) < 320
+    assert len(reports) == 1 and "their build failed: " in reports[0] and why in reports[0], output
+    assert "Traceback" not in reports[0] and len(reports[0]) < 320
 
 
 # What the CUDA builds of torch on PyPI pin.
@@ -310,16 +312,16 @@ PINS = {
 def newer_functions(oldest):
     """Names that torch's C interface has since a version after `oldest`, (major, minor)."""
     text = "".join(path.read_text() for path in (INCLUDE / "torch/csrc").rglob("shim.h"))
-    found, open_ = set(), []
+    names, open_ = set(), []
     for line in text.splitlines():
         if line.startswith("#if"):
-            since = re.search(r"TORCH_FEATURE_VERSION >= TORCH_VERSION_(\d+)_(\d+)", line)
-            open_.append(bool(since) and tuple(map(int, since.groups())) > oldest)
+            match = re.search(r"TORCH_FEATURE_VERSION >= TORCH_VERSION_(\d+)_(\d+)", line)
+            open_.append(bool(match) and tuple(map(int, match.groups())) > oldest)
         elif line.startswith("#endif"):
             open_.pop()
         elif any(open_):
-            found.update(re.findall(r"\b(torch_\w+|aoti_torch_\w+)\(", line))
-    return found
+            names.update(re.findall(r"\b(torch_\w+|aoti_torch_\w+)\(", line))
+    return names
 
 
 def test_a_setuptools_that_cannot_build_it_is_said(monkeypatch):
@@ -331,19 +333,19 @@ def test_a_setuptools_that_cannot_build_it_is_said(monkeypatch):
 
 def test_the_extra_for_gpus_takes_the_triton_of_every_torch():
     """And packages are built with the pinned torch, for the oldest."""
-    whole = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    project = whole["project"]
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = content["project"]
     pinned = re.search(r"^torch==.*$", (ROOT / "requirements.txt").read_text(), re.M)[0]
-    assert [line for line in whole["build-system"]["requires"] if line.startswith("torch")] == [pinned]
+    assert [line for line in content["build-system"]["requires"] if line.startswith("torch")] == [pinned]
     major, minor = re.search(r"torch>=(\d+)\.(\d+),", " ".join(project["dependencies"])).groups()
     target = int(re.search(r'"TORCH_TARGET_VERSION", "(0x\w+)"', (ROOT / "setup.py").read_text())[1], 16)
     assert target == int(major) << 56 | int(minor) << 48
-    newer = newer_functions((int(major), int(minor)))
+    new_names = newer_functions((int(major), int(minor)))
     if tuple(map(int, torch.__version__.split(".")[:2])) > (int(major), int(minor)):  # else its headers have none
-        assert "torch_stream_native_handle" in newer
+        assert "torch_stream_native_handle" in new_names
     if dispatch.LIBRARY.exists():
-        named = set(re.findall(rb"\0(torch_\w+|aoti_torch_\w+)(?=\0)", dispatch.LIBRARY.read_bytes()))
-        assert b"torch_parallel_for" in named and not {name.decode() for name in named} & newer
+        names = set(re.findall(rb"\0(torch_\w+|aoti_torch_\w+)(?=\0)", dispatch.LIBRARY.read_bytes()))
+        assert b"torch_parallel_for" in names and not {name.decode() for name in names} & new_names
     (ours,) = [line for line in map(Requirement, project["dependencies"]) if line.name == "torch"]
     (triton,) = [line for line in map(Requirement, project["optional-dependencies"]["gpu"]) if line.name == "triton"]
     for version, pinned in PINS.items():

@@ -38,31 +38,35 @@ def checkout(tmp_path):
 
 def test_wrong_use_is_told_how_to_call_it(tmp_path):
     for words in ([], ["run"], ["run", tmp_path / "work"], ["dance", tmp_path]):
-        found = study(ROOT / "tools" / "study.sh", *words)
-        assert found.returncode == 2 and "tools/study.sh run WORK TINY100 [CIFAR]" in found.stderr and not found.stdout
+        process = study(ROOT / "tools" / "study.sh", *words)
+        assert (
+            process.returncode == 2
+            and "tools/study.sh run WORK TINY100 [CIFAR]" in process.stderr
+            and not process.stdout
+        )
 
 
 def test_there_is_nothing_to_hold_where_nothing_runs(tmp_path):
     for action in ("pause", "go", "stop"):
-        found = study(ROOT / "tools" / "study.sh", action, tmp_path)
-        assert found.returncode == 1 and f"no queue runs in {tmp_path}" in found.stderr
-    found = study(ROOT / "tools" / "study.sh", "status", tmp_path)
-    assert found.returncode == 0 and "no queue runs" in found.stdout and "0 runs are kept" in found.stdout
-    found = study(ROOT / "tools" / "study.sh", "status", tmp_path / "none")
-    assert found.returncode == 2 and "no such directory" in found.stderr and not (tmp_path / "none").exists()
+        process = study(ROOT / "tools" / "study.sh", action, tmp_path)
+        assert process.returncode == 1 and f"no queue runs in {tmp_path}" in process.stderr
+    process = study(ROOT / "tools" / "study.sh", "status", tmp_path)
+    assert process.returncode == 0 and "no queue runs" in process.stdout and "0 runs are kept" in process.stdout
+    process = study(ROOT / "tools" / "study.sh", "status", tmp_path / "none")
+    assert process.returncode == 2 and "no such directory" in process.stderr and not (tmp_path / "none").exists()
     for lanes in ("0", "-1", "1.5", "x"):
         words = ["bash", str(ROOT / "tools" / "study.sh"), "run", str(tmp_path), str(tmp_path)]
-        found = subprocess.run(words, env={"PATH": PATH, "LANES": lanes}, capture_output=True, text=True)
-        assert found.returncode == 2 and f"LANES={lanes}: how many claims at once" in found.stderr
+        process = subprocess.run(words, env={"PATH": PATH, "LANES": lanes}, capture_output=True, text=True)
+        assert process.returncode == 2 and f"LANES={lanes}: how many claims at once" in process.stderr
 
 
 def test_records_come_to_the_checkout_and_its_table_is_made(tmp_path):
     script, _ = checkout(tmp_path)
     (tmp_path / "desk").mkdir()
-    found = study(script, "collect", tmp_path / "desk")
+    process = study(script, "collect", tmp_path / "desk")
     assert (
-        found.returncode == 0
-        and found.stdout == f"asked: -m alexnet_mp.claims table --write --take {tmp_path}/desk/records\n"
+        process.returncode == 0
+        and process.stdout == f"asked: -m alexnet_mp.claims table --write --take {tmp_path}/desk/records\n"
     )
 
 
@@ -70,12 +74,12 @@ def test_what_is_missing_is_told(tmp_path):
     script, place = checkout(tmp_path)
     (place / ".venv" / "bin" / "python").unlink()
     (tmp_path / "desk").mkdir()
-    found = study(script, "collect", tmp_path / "desk")
-    assert found.returncode == 2 and "make install first" in found.stderr
+    process = study(script, "collect", tmp_path / "desk")
+    assert process.returncode == 2 and "make install first" in process.stderr
     (place / "claims" / "desk-study.commit").write_text(40 * "1" + "\n")
-    found = study(script, "run", tmp_path / "desk", tmp_path)
-    assert found.returncode == 2 and "it takes a clone with all of its history" in found.stderr
-    assert "Ctrl-C leaves the queue running" in found.stdout
+    process = study(script, "run", tmp_path / "desk", tmp_path)
+    assert process.returncode == 2 and "it takes a clone with all of its history" in process.stderr
+    assert "Ctrl-C leaves the queue running" in process.stdout
 
 
 def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp_path):
@@ -108,8 +112,8 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
         start_new_session=True,
     )
     try:
-        asked = tmp_path / "asked"
-        while not (asked.exists() and " specialisation " in asked.read_text()):
+        log = tmp_path / "asked"
+        while not (log.exists() and " specialisation " in log.read_text()):
             assert queue.poll() is None
         second = subprocess.run(
             ["bash", str(script), "run", str(work), str(pictures)], env=environment, capture_output=True, text=True
@@ -121,7 +125,7 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
         assert queue.wait(timeout=30) == 0 and not running(queue.pid)
     finally:
         queue.kill()
-    lines = asked.read_text().splitlines()
+    lines = log.read_text().splitlines()
     assert len(lines) == 3
     for line, source in zip(lines, (pictures, cifar)):
         assert line.split()[2:5] == ["-m", "alexnet_mp.prepare", str(source)]
@@ -131,39 +135,39 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     )
     assert (work / "records" / RECORD).read_text() == "{}"  # what the repository has is not run again
     (tmp_path / "hold").unlink()
-    asked.unlink()
-    again = subprocess.run(
+    log.unlink()
+    process = subprocess.run(
         ["bash", str(script), "run", str(work), str(pictures), str(cifar)],
         env=environment,
         capture_output=True,
         text=True,
     )
-    assert again.returncode == 0 and "come to its end" in again.stdout
-    commands = [line.partition(" run ")[2].split()[0] for line in asked.read_text().splitlines() if " run " in line]
+    assert process.returncode == 0 and "come to its end" in process.stdout
+    commands = [line.partition(" run ")[2].split()[0] for line in log.read_text().splitlines() if " run " in line]
     page = (ROOT / "claims" / "desk-study.md").read_text(encoding="utf-8")
-    planned = [
+    plan = [
         line.split("|")[1].strip()
         for line in page.split("## Tests and verdicts")[0].splitlines()
         if line.startswith("| ")
     ][1:]
-    planned.insert(1, planned.pop(planned.index("ensemble5")))
+    plan.insert(1, plan.pop(plan.index("ensemble5")))
     commands.remove("ended")
-    assert commands == [*planned, "cifar-lrn", "cifar-relu", "cifar-local", "crops", "flips", "schedule"]
-    assert "failed" not in again.stdout
+    assert commands == [*plan, "cifar-lrn", "cifar-relu", "cifar-local", "crops", "flips", "schedule"]
+    assert "failed" not in process.stdout
     (tmp_path / "fails").touch()  # and one that is killed counts as failed
-    again = subprocess.run(
+    process = subprocess.run(
         ["bash", str(script), "run", str(work), str(pictures)], env=environment, capture_output=True, text=True
     )
-    assert again.returncode == 1 and "failed, so to be called again: lrn" in again.stdout
-    asked.unlink()
-    again = subprocess.run(
+    assert process.returncode == 1 and "failed, so to be called again: lrn" in process.stdout
+    log.unlink()
+    process = subprocess.run(
         ["bash", str(script), "run", str(work), str(pictures), str(cifar)],
         env={**environment, "LANES": "2"},
         capture_output=True,
         text=True,
     )
-    assert "failed, so to be called again: lrn\n" in again.stdout
-    lanes = [line.partition(" run ")[2].split()[0] for line in asked.read_text().splitlines()]
+    assert "failed, so to be called again: lrn\n" in process.stdout
+    lanes = [line.partition(" run ")[2].split()[0] for line in log.read_text().splitlines()]
     assert sorted(lanes) == sorted([*commands, "ended"])  # each once, whichever lane takes it
     # Claims that share runs are not run beside each other.
     assert lanes[0] == "specialisation" and lanes.index("sixth-conv") < lanes.index("ended") - 1
@@ -171,14 +175,14 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     (work / "records" / "views-00000000.json").write_text('{\n "base": "desk",\n "fingerprint": "the study\'s"\n}')
     # all but the first go on, to the one that is killed
     for fingerprint, anew, status in (("another", "", 2), ("another", "1", 1), ("the study's", "", 1)):
-        asked.unlink()
-        again = subprocess.run(
+        log.unlink()
+        process = subprocess.run(
             ["bash", str(script), "run", str(work), str(pictures)],
             env={**environment, "STUDY_FINGERPRINT": fingerprint, "ANEW": anew},
             capture_output=True,
             text=True,
         )
-        assert again.returncode == status, again.stderr
-        assert ("isn't the set of the records" in again.stderr) == (status == 2)
-        assert (" run lrn " in asked.read_text()) == (status == 1)
+        assert process.returncode == status, process.stderr
+        assert ("isn't the set of the records" in process.stderr) == (status == 2)
+        assert (" run lrn " in log.read_text()) == (status == 1)
     assert study(script, "stop", work).returncode == 1 and not (work / "stopped").exists()

@@ -20,9 +20,9 @@ def change(only_a, only_b, p, **more):
 
 def toy(arm, seed, contrast, deals, classes):
     """A network whose tower a sees brightness if `contrast` is above 0; tower b off costs 10 points, tower a off 20."""
-    kept = {"grey": [80.0, 30.0], "colour alone": [20.0, 50.0]}
+    shares = {"grey": [80.0, 30.0], "colour alone": [20.0, 50.0]}
     if contrast < 0:
-        kept = {name: of_towers[::-1] for name, of_towers in kept.items()}
+        shares = {name: values[::-1] for name, values in shares.items()}
     place = "conv3" if arm == "towers with links" else "fc8"
     off = [
         change(rise, 0, p, place=place, silenced=f"tower {tower}", error=40.0 + rise, halves_error=[50, 55.0, 60])
@@ -51,7 +51,7 @@ def toy(arm, seed, contrast, deals, classes):
             change(5, 15, 0.04, pictures=name, errors=errors)
             for name in ("intact", "grey", "colour alone", "shuffled colour", "low frequencies", "high frequencies")
         ],
-        "colour": {"n": 50, "kept": kept, "contrast": contrast, "p": 0.01, "halves": deals, "p_halves": 1 / 3},
+        "colour": {"n": 50, "kept": shares, "contrast": contrast, "p": 0.01, "halves": deals, "p_halves": 1 / 3},
         "classes": {"n": 300, "spread": 9.0, "by_chance": 3.0, "p": 0.01, "classes": classes},
         "similarity": {
             "n": 100,
@@ -84,10 +84,10 @@ def of_seeds(arm, count, cka, recipe="toy"):
 
 def test_tables_over_seeds_by_hand():
     linked, free = tables.by_arm(RECORDS).values()
-    assert [tables.brightness_tower(one) for one in linked] == [0, 1]
+    assert [tables.brightness_tower(record) for record in linked] == [0, 1]
     # Of the 3 x 3 ways to take a deal of each, 1 has 80 + 80; 40 + 50, 40 + 40 and 30 + 50 are at least 30 + 50.
-    for some, share in ((linked, 1 / 9), (free, 3 / 9)):
-        deals = [(one["colour"]["contrast"], one["colour"]["halves"]) for one in some]
+    for group, share in ((linked, 1 / 9), (free, 3 / 9)):
+        deals = [(record["colour"]["contrast"], record["colour"]["halves"]) for record in group]
         assert tables.joint_p(deals) == pytest.approx(share, abs=0.01)
     assert tables.leanings(linked) == {"cat": [20.0, 20.0], "dog": [0.0, 0.0], "cow": [-10.0, -10.0]}
     assert tables.most_leaning(linked, 1) == (["cat"], ["cow"])
@@ -98,16 +98,16 @@ def test_tables_over_seeds_by_hand():
     ]
     assert tables.leanings(with_owl)["owl"] == [100.0, 100.0]
     assert tables.most_leaning(with_owl, 2) == (["cat", "owl"], ["cow"])
-    alike, p, named = tables.consistency(linked)
+    alike, p, counts = tables.consistency(linked)
     assert alike == pytest.approx(1) and p == pytest.approx(1 / 6, abs=0.02)  # 6 of the 36 orders of three classes
-    assert named == (1, 2) and tables.consistency([linked[0], RECORDS[2], {**linked[1], **linked[0]}])[2] == (1, 4)
+    assert counts == (1, 2) and tables.consistency([linked[0], RECORDS[2], {**linked[1], **linked[0]}])[2] == (1, 4)
     assert tables.consistency([linked[0], {**linked[1], "colour": linked[0]["colour"]}])[2] == (2, 2)  # it is -1
     assert tables.corrected({"a": 0.01, "b": 0.04}) == {"a": 0.02, "b": 0.04}
 
 
 def test_the_page_says_what_the_records_say():
     words = " ".join(page(RECORDS).split())
-    for told in (
+    for phrase in (
         "towers with links, seeds 1 and 2; towers without links, seeds 1 and 2",
         "contrasts of 30 and 50 points in seeds 1 and 2. In 0 of 2, each uncorrected, that is",
         # contrast 80 in both seeds, and of the others 30 and 50; with less without: 50 and 30, mean 40
@@ -125,43 +125,45 @@ def test_the_page_says_what_the_records_say():
         "divided at the end in 2 of 2 seeds whose first layer was kept, from step 5 of 10 on; the other",
         "abacus, Python 3.11, torch 2; 2026-11-30",
     ):
-        assert told in words, told
+        assert phrase in words, phrase
     # Of the 105 pairings of eight towers, one is that of the networks. The brightness tower of seed 2 is its second.
     several = [
         of_seeds("towers without links", 2, lambda a, b: 0.9 if a // 2 != b // 2 else 0.1),
         of_seeds("towers with links", 4, lambda a, b: 0.2 if a // 2 == b // 2 else 0.6 if (a, b) == (0, 3) else 0.5),
     ]
     words = " ".join(page(RECORDS, several).split())
-    networks = [(f"runs/{one['run']}", one) for one in RECORDS]
-    assert [[one["seed"] for _, one in some] for some in across.arms([*networks[::-1], networks[0]])] == [[1, 2]] * 2
-    for told in (
+    networks = [(f"runs/{record['run']}", record) for record in RECORDS]
+    assert [[one["seed"] for _, one in group] for group in across.arms([*networks[::-1], networks[0]])] == [[1, 2]] * 2
+    for phrase in (
         "Towers with links: less alike at conv1, of 4 networks. - Towers without links: not told apart",
         "not told apart at any layer, of 2 networks; so few can't tell, p is 1/3 at best, and corrected for 2 looks",
         "| towers with links | conv1 | 0.20 (0.20 to 0.20) | 0.50 (0.50 to 0.60) | 0.55 (0.50 to 0.60) | 0.50 (0.50 to",
         "| towers without links | conv1 | 0.10 (0.10 to 0.10) | 0.90 (0.90 to 0.90) | 0.90 (0.90 to 0.90) | 0.90 (0.90",
         "| 0.0095 | 0.019 |",
     ):
-        assert told in words, told
+        assert phrase in words, phrase
     # When the towers part, if the first layer of some runs alone was kept.
-    mixed = [{**one, "growth": one["growth"] if one["seed"] == 1 else None} for one in RECORDS[:3]]
+    mixed = [{**record, "growth": record["growth"] if record["seed"] == 1 else None} for record in RECORDS[:3]]
     mixed += [{**RECORDS[1], "seed": 3, "growth": {"moments": 4, "begins": None, "turns": [5]}}]
     words = " ".join(page(mixed).split())
-    for told in (
+    for phrase in (
         "with links: divided at the end in 1 of 2 seeds whose first layer was kept (of 3), from step 5 of 10 on; the",
         "the more colourful one in 1. - Towers without",
         "Towers without links: divided at the end in 1 of 1 seed whose first layer was kept, from step 5 of 10",
         "| towers with links | 3 | 4 | not | 5 |",
     ):
-        assert told in words, told
+        assert phrase in words, phrase
     # Six seeds could tell whether the links make a difference, and do if the arms differ in all of them.
-    for free, told in (
+    for free, phrase in (
         (5.0, "a difference is suggested: the arms differ by +75"),
         (100.0, "a difference is not suggested"),
     ):
         six = [toy("towers with links", seed, 80.0, [10.0], LEANS) for seed in range(1, 7)]
         six += [toy("towers without links", seed, free if seed > 1 else 5.0, [10.0], LEANS) for seed in range(1, 7)]
         words = " ".join(page(six).split())
-        assert told in words and "can't say: the" not in words and "no p below 2 / 2^k: 0.03125 with 6" in words, told
+        assert phrase in words and "can't say: the" not in words and "no p below 2 / 2^k: 0.03125 with 6" in words, (
+            phrase
+        )
     # The page in docs is that of the records beside it.
     assert page(*read_all(FOLDER)) == (ROOT / "docs" / "what-each-gpu-learned.md").read_text(encoding="utf-8")
 
@@ -173,23 +175,23 @@ def test_records_that_lack_something_or_differ_in_one_thing_alone(tmp_path):
         {**toy("one tower", seed, 1.0, [], []), "colour": None, "first_layer": {"halves_divided": divided}}
         for seed, divided in ((1, None), (2, [3, 100]))
     ]
-    lacks = {**RECORDS[0], "similarity": {"n": 100, "layers": [], "dealt": []}}
-    for records, told, never in (
+    bare_record = {**RECORDS[0], "similarity": {"n": 100, "layers": [], "dealt": []}}
+    for records, phrase, never in (
         ([*RECORDS, *single], "split at random, 3 of 100 halves differ", None),
         ([*RECORDS, single[0]], "The kernels of the two first layers differ", "split at random, "),
-        ([lacks, RECORDS[1]], "less alike than random halves at conv1 in 1 (of 1 with a CKA) of 2 seeds", None),
-        ([lacks, RECORDS[1]], "| towers with links | conv1 | 0.70 | 0.80 | 1 of 1 |", None),
-        ([RECORDS[1], lacks], "| towers with links | conv1 | 0.70 | 0.80 | 1 of 1 |", None),
-        ([lacks], "Do the towers see alike?", "less alike than random halves at"),
+        ([bare_record, RECORDS[1]], "less alike than random halves at conv1 in 1 (of 1 with a CKA) of 2 seeds", None),
+        ([bare_record, RECORDS[1]], "| towers with links | conv1 | 0.70 | 0.80 | 1 of 1 |", None),
+        ([RECORDS[1], bare_record], "| towers with links | conv1 | 0.70 | 0.80 | 1 of 1 |", None),
+        ([bare_record], "Do the towers see alike?", "less alike than random halves at"),
         ([{**RECORDS[0], "command": "python tools/x.py 'my run' --synsets 'my words.txt'"}],
          "``` python tools/x.py RUN... --synsets 'my words.txt' ```", None),
     ):  # fmt: skip
         words = " ".join(page(records).split())
-        assert told in words and not (never and never in words), (told, never)
+        assert phrase in words and not (never and never in words), (phrase, never)
     # Of two recipes each has its own values.
-    apart = [of_seeds("towers with links", 4, lambda a, b: 0.2 if a // 2 == b // 2 else 0.5)]
-    apart += [of_seeds("towers with links", 4, lambda a, b: 0.8 if a // 2 == b // 2 else 0.5, "other")]
-    words = " ".join(page(RECORDS, apart).split())
+    comparisons = [of_seeds("towers with links", 4, lambda a, b: 0.2 if a // 2 == b // 2 else 0.5)]
+    comparisons += [of_seeds("towers with links", 4, lambda a, b: 0.8 if a // 2 == b // 2 else 0.5, "other")]
+    words = " ".join(page(RECORDS, comparisons).split())
     for recipe, own, word in (("toy", "0.20", "less"), ("other", "0.80", "more")):
         assert f"| towers with links, {recipe} | conv1 | {own} ({own} to {own}) |" in words, recipe
         assert f"owers with links, {recipe}: {word} alike at conv1, of 4 networks" in words, recipe
@@ -198,7 +200,7 @@ def test_records_that_lack_something_or_differ_in_one_thing_alone(tmp_path):
     others = [("runs/b", {**RECORDS[0], field: value}) for field, value in (
         ("recipe", "other"), ("arm", "towers without links"), ("data", {"description": "toys", "classes": 4})
     )]  # fmt: skip
-    paths = {across.path_of(tmp_path, [one]) for one in (network, *others)}
+    paths = {across.path_of(tmp_path, [pair]) for pair in (network, *others)}
     assert len(paths) == 4 and across.path_of(tmp_path, [network]).name == "across-toy-towers-with-links-8270e842.json"
     for record in read_all(FOLDER)[1]:
         assert across.path_of(FOLDER, [("", record)]).exists(), record["arm"]

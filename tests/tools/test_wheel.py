@@ -16,9 +16,9 @@ TRAIN = ["train", "--gpus", "cpu", "--recipe", "mini", "--steps", "2", "--batch-
 
 def done(*command, **more):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    found = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, **more)
-    assert found.returncode == 0, found.stdout + found.stderr
-    return found.stdout
+    process = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, **more)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 @pytest.mark.slow
@@ -34,15 +34,15 @@ def test_a_wheel_is_built_in_isolation_installed_into_nothing_and_trains(tmp_pat
     assert [name for name in names if ".so" in name] == ["alexnet_mp/kernels/compiled.so"]  # torch brings its own
     assert "alexnet_mp/reporting/page.html" in names
 
-    pinned = re.search(r"^torch==.*$", (ROOT / "requirements.txt").read_text(), re.M)[0]
+    pin = re.search(r"^torch==.*$", (ROOT / "requirements.txt").read_text(), re.M)[0]
     done(sys.executable, "-m", "venv", tmp_path / "empty")
     bin_ = tmp_path / "empty/bin"
-    done(bin_ / "pip", "install", "--quiet", pinned, wheel)
-    asked = "from alexnet_mp.kernels import dispatch; print(dispatch.built(), dispatch.LIBRARY)"
-    said = done(bin_ / "python", "-c", asked, cwd=tmp_path)
-    assert "'cpu'" in said and str(tmp_path / "empty") in said
-    said = done(bin_ / "alexnet-mp", *TRAIN, "--out", tmp_path / "run", cwd=tmp_path)
-    assert "kernels cpu" in said and "done after step 2" in said and "WARNING: no compiled" not in said
+    done(bin_ / "pip", "install", "--quiet", pin, wheel)
+    code = "from alexnet_mp.kernels import dispatch; print(dispatch.built(), dispatch.LIBRARY)"
+    output = done(bin_ / "python", "-c", code, cwd=tmp_path)
+    assert "'cpu'" in output and str(tmp_path / "empty") in output
+    output = done(bin_ / "alexnet-mp", *TRAIN, "--out", tmp_path / "run", cwd=tmp_path)
+    assert "kernels cpu" in output and "done after step 2" in output and "WARNING: no compiled" not in output
     assert done(bin_ / "alexnet-mp", "--version").startswith("alexnet_mp ")
 
     # Without a compiler, from source: it is said when it runs, once.
@@ -50,5 +50,5 @@ def test_a_wheel_is_built_in_isolation_installed_into_nothing_and_trains(tmp_pat
     done(bin_ / "pip", "install", "--quiet", "setuptools")  # not another torch for an isolated build
     build = "--no-build-isolation", "--no-deps"
     done("env", "CXX=no-such-compiler", bin_ / "pip", "install", "--quiet", *build, source)
-    said = done(bin_ / "alexnet-mp", *TRAIN, "--out", tmp_path / "slow", cwd=tmp_path)
-    assert said.count("WARNING: no compiled kernels") == 1 and "kernels reference" in said
+    output = done(bin_ / "alexnet-mp", *TRAIN, "--out", tmp_path / "slow", cwd=tmp_path)
+    assert output.count("WARNING: no compiled kernels") == 1 and "kernels reference" in output

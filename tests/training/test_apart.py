@@ -36,9 +36,9 @@ def whole(data, tmp_path_factory):
 @every("overlap", ["off", "on"])
 def test_a_run_is_that_of_one_process(flags, overlap, data, tmp_path, without_bytes):
     """Metrics, checkpoint, rates, tests: with dropout, a short last batch in each epoch, and either way of overlap."""
-    out, said = apart.run_apart(data, tmp_path / "apart", "--overlap", overlap, *flags)
+    out, output = apart.run_apart(data, tmp_path / "apart", "--overlap", overlap, *flags)
     assert_same_end(out, run(data, tmp_path / "one", "--overlap", overlap, *flags))
-    assert "in a process each" in said and "cross between the processes" in said
+    assert "in a process each" in output and "cross between the processes" in output
 
 
 @every("towers", [("together", "apart"), ("apart", "together"), ("apart", "apart")])
@@ -53,13 +53,13 @@ def test_a_run_goes_on_in_either_arrangement(towers, data, tmp_path, without_byt
 
 
 def test_another_way_of_overlap_is_said(data, tmp_path, whole):
-    _, said = apart.run_apart(data, tmp_path / "run", "--resume", newest(whole))
-    assert "something else computes: overlap: off -> on" in said
+    _, output = apart.run_apart(data, tmp_path / "run", "--resume", newest(whole))
+    assert "something else computes: overlap: off -> on" in output
 
 
 def test_it_begins_with_the_weights_of_another_run(data, tmp_path, without_bytes, whole):
-    out, said = apart.run_apart(data, tmp_path / "apart", "--init", whole, "--steps", 4, "--overlap", "off")
-    assert "begins with conv1, conv2, fc6 of" in said
+    out, output = apart.run_apart(data, tmp_path / "apart", "--init", whole, "--steps", 4, "--overlap", "off")
+    assert "begins with conv1, conv2, fc6 of" in output
     assert_same_end(out, run(data, tmp_path / "one", "--init", whole, "--steps", 4))
 
 

@@ -64,7 +64,7 @@ def test_what_is_not_finite_in_one_ends_all_within_the_step(case, data, tmp_path
     line = apart.ends(data, tmp_path / "run", before=apart.in_rank(rank, apart.at_step(5, action)))
     assert f"{words} at step 5" in line and "the last good checkpoint is" in line and line.startswith("error: ")
     assert json.loads((tmp_path / "run" / "non_finite.json").read_text())["step"] == 5
-    assert [one["step"] for one in lines(tmp_path / "run") if one["kind"] == "train"] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in lines(tmp_path / "run") if entry["kind"] == "train"] == [1, 2, 3, 4]
 
 
 def full(patch):
@@ -106,12 +106,12 @@ def test_a_slow_disk_is_waited_for(data, tmp_path, without_bytes, whole):
 @every("rank", [0, 1])
 def test_an_image_that_one_cannot_read_ends_all_after_a_save(rank, data, tmp_path, without_bytes, whole):
     def fail(patch):
-        drawn = pipeline_torch.draws
+        original_draws = pipeline_torch.draws
 
         def draws(recipe, epoch, images, positions):
             if epoch == 2 and 9 in positions:
                 raise UserError("this disk was pulled out")
-            return drawn(recipe, epoch, images, positions)
+            return original_draws(recipe, epoch, images, positions)
 
         patch.setattr(pipeline_torch, "draws", draws)
 

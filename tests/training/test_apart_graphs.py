@@ -17,29 +17,29 @@ GRAPHS = 9 + 1 + 9, 7 + 1 + 7  # of tower a, of b: forward, packing or unpacking
 
 def same_bits(ranks, more):
     """Pairs of networks that train alike, and what their graphs did: [captures, replays] of each."""
-    found = []
-    further = [(small(), [4, 4, 3] * (WARM_UP + 2), torch.float32), (small(paper()), [2] * 5, torch.bfloat16)]
-    for recipe, batches, dtype in [(small(), [2] * 6, torch.float32), *(further if more else ())]:
+    counts = []
+    extra_cases = [(small(), [4, 4, 3] * (WARM_UP + 2), torch.float32), (small(paper()), [2] * 5, torch.bfloat16)]
+    for recipe, batches, dtype in [(small(), [2] * 6, torch.float32), *(extra_cases if more else ())]:
         pair = Pair(recipe, ranks=ranks)
         pair.set_rates()
         pair.train(*batches, dtype=dtype)
         assert not pair.graphed.given_up and all(shape.update for shape in pair.graphed.shapes.values())
-        found.append((pair.graphs.captures, pair.graphs.replays))
-    every = [layer.name for layer in pair.recipe.layers]
+        counts.append((pair.graphs.captures, pair.graphs.replays))
+    names = [layer.name for layer in pair.recipe.layers]
     # fc8 is on tower a alone: what becomes of it tower b's process has to know.
-    for frozen in (["conv1"], ["conv2", "fc7"], every[:-1], every, []) if more else (every[:-1], every):
+    for frozen in (["conv1"], ["conv2", "fc7"], names[:-1], names, []) if more else (names[:-1], names):
         pair.set_rates(0.5, frozen)
         pair.train(*[2] * (WARM_UP + 2))
         assert all(shape.captured for shape in pair.graphed.shapes.values())
-    return found
+    return counts
 
 
 def refused(ranks):
     """A capture fails in one process alone; or a replay there computes something else."""
     for which in range(2):
         here = ranks.rank == which
-        for failing in (5, GRAPHS[which] + 1):  # one of the pass, and that of the update
-            pair = Pair(small(), must=False, ranks=ranks, fails=lambda capture: here and capture == failing)
+        for failure in (5, GRAPHS[which] + 1):  # one of the pass, and that of the update
+            pair = Pair(small(), must=False, ranks=ranks, fails=lambda capture: here and capture == failure)
             pair.set_rates()
             pair.train(*[2] * (WARM_UP + 2), 3)
             assert pair.graphed.given_up and pair.graphs.living == []
@@ -64,9 +64,9 @@ def spoiled(replay):
 
 @pytest.mark.parametrize("more", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_graphs_of_each_process_have_the_bits_of_eager_steps(more):
-    for found, graphs in zip(apart.in_all(2, same_bits, more), GRAPHS, strict=True):
+    for counts, graphs in zip(apart.in_all(2, same_bits, more), GRAPHS, strict=True):
         # The first replay is compared with an eager pass; the update is captured a step after the rest.
-        one_shape, *others = found
+        one_shape, *others = counts
         assert one_shape == (graphs + 1, 4 * graphs + 2)
         for (captures, replays), shapes in zip(others, (2, 1)):
             assert captures == shapes * (graphs + 1) and (shapes == 2 or replays == 3 * graphs + 1)

@@ -65,8 +65,8 @@ DIFFERENT = {
 @every("case", DIFFERENT)
 def test_processes_that_were_started_differently_are_refused(case, data, tmp_path):
     more, words = DIFFERENT[case]
-    both = [*TINY, "--towers", "apart", "--data", data, "--out", tmp_path / "run"]
-    processes = apart.begin(apart.training(*both), apart.training(*both, *more))
+    flags = [*TINY, "--towers", "apart", "--data", data, "--out", tmp_path / "run"]
+    processes = apart.begin(apart.training(*flags), apart.training(*flags, *more))
     assert apart.end(processes) == [2, 2]
     (line,) = apart.said(processes)
     assert words in line and line.endswith("all have to be started alike") and not (tmp_path / "run").exists()
@@ -78,10 +78,10 @@ def another_commit(patch):
 
 def a_kernel_that_fails(patch):
     """The self-check leaves it out, here alone."""
-    found = self_check.before_run
+    original = self_check.before_run
 
     def before_run(*what, **how):
-        result = found(*what, **how)
+        result = original(*what, **how)
         dispatch.leave_out({("lrn_max_pool", "cpu", "cpu")})
         return result
 

@@ -65,18 +65,18 @@ def test_every_so_many_steps(tmp_path, clock):
 
 
 def test_every_so_many_seconds_from_one_save_to_the_next(tmp_path, clock):
-    trainer, saved = Standing(tmp_path, every=(10.0, "seconds"), keep=99), []
+    trainer, listings = Standing(tmp_path, every=(10.0, "seconds"), keep=99), []
     for _ in range(9):
         clock.steady += 4
-        saved.append(trainer.take())
-    assert saved[-1] == [3, 6, 9]  # at 12, 24 and 36 s: ten seconds after each are at 16, 28, ... not at a step
-    assert saved[1] == [] and saved[4] == [3]
+        listings.append(trainer.take())
+    assert listings[-1] == [3, 6, 9]  # at 12, 24 and 36 s: ten seconds after each are at 16, 28, ... not at a step
+    assert listings[1] == [] and listings[4] == [3]
 
 
 def test_the_best_validation_is_saved_at_once_and_no_other(tmp_path, clock):
     trainer = Standing(tmp_path, keep=99)
-    saved = [trainer.take(error) for error in (50.0, None, 60.0, 50.0, 40.0)]
-    assert saved == [[1], [1], [1], [1], [1, 5]]
+    listings = [trainer.take(error) for error in (50.0, None, 60.0, 50.0, 40.0)]
+    assert listings == [[1], [1], [1], [1], [1, 5]]
 
 
 def test_nothing_but_the_best_is_saved_while_steps_are_recorded_and_what_was_due_comes_after(tmp_path, clock):
@@ -148,10 +148,10 @@ def test_a_failure_ends_the_run_if_that_is_asked_for(what, message, tmp_path, cl
     else:
         monkeypatch.setattr(checkpoints, "put", no_space)
         trainer.take()
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         trainer.take()
-    assert str(raised.value).startswith(message)
-    assert str(raised.value).endswith(f"the newest checkpoint is {tmp_path}/checkpoints/step_00000001")
+    assert str(error.value).startswith(message)
+    assert str(error.value).endswith(f"the newest checkpoint is {tmp_path}/checkpoints/step_00000001")
 
 
 def test_failures_of_metrics_are_said_once_until_they_are_mended(tmp_path, clock, capsys):

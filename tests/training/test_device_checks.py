@@ -26,13 +26,13 @@ def run(checks):
 
 
 def checks_of(kind, operation="", **changes):
-    found = [
+    checks = [
         check
         for check in needed_checks.checks(asked(**changes))
         if check.kind == kind and (kind != "kernel" or check.operation == operation)
     ]
-    assert found
-    return found
+    assert checks
+    return checks
 
 
 # --- kernels
@@ -45,9 +45,9 @@ def checks_of(kind, operation="", **changes):
 def test_the_cpus_kernels_are_right(preset, dtype):
     """Those of every preset: the bound is not met by chance."""
     recipe = PRESETS[preset]()
-    found = needed_checks.checks(dataclasses.replace(asked(dtype=dtype), recipe=recipe))
-    run(check for check in found if check.kind in ("kernel", "augment"))
-    operations = {check.operation for check in found if check.kind == "kernel"}
+    checks = needed_checks.checks(dataclasses.replace(asked(dtype=dtype), recipe=recipe))
+    run(check for check in checks if check.kind in ("kernel", "augment"))
+    operations = {check.operation for check in checks if check.kind == "kernel"}
     assert {"paper_sgd_"} < operations and operations <= {
         "lrn_max_pool",
         "max_pool",
@@ -92,32 +92,32 @@ def off_by(what, amount):
     ],
 )
 def test_a_wrong_element_is_seen(kernel, fault, operation, dtype, words, monkeypatch):
-    found = checks_of("kernel", operation, dtype=dtype)
+    checks = checks_of("kernel", operation, dtype=dtype)
     plant(monkeypatch, kernel, fault)
-    with pytest.raises(Wrong, match=f"differs from the reference {words}") as raised:
-        run(found)
-    assert "\n" not in str(raised.value) and ", PyTorch in " in str(raised.value)
+    with pytest.raises(Wrong, match=f"differs from the reference {words}") as error:
+        run(checks)
+    assert "\n" not in str(error.value) and ", PyTorch in " in str(error.value)
 
 
 @needs_kernels
 def test_a_gpus_approximations_are_those_of_the_implementation_that_computes(monkeypatch):
     """Not of "auto", which is what a run asks for."""
-    seen = []
-    monkeypatch.setattr(device_checks, "approximation", lambda *who: seen.append(who) or (0.0, 0.0))
+    calls = []
+    monkeypatch.setattr(device_checks, "approximation", lambda *who: calls.append(who) or (0.0, 0.0))
     (check, *_) = checks_of("kernel", "lrn_max_pool", kernels="auto")
     check.function(check.devices, *check.arguments)
-    assert seen == [("cpu", torch.device("cpu"))]
+    assert calls == [("cpu", torch.device("cpu"))]
 
 
 @needs_kernels
 def test_a_wrong_rule_for_ties_is_seen(monkeypatch):
     """Only ties can tell the two rules apart."""
-    found = checks_of("kernel", "max_pool", settings=["pool_ties=all"])
+    checks = checks_of("kernel", "max_pool", settings=["pool_ties=all"])
     plant(monkeypatch, "lrn_pool_backward", lambda real, *arguments: real(*arguments[:-1], 0))
     real = lrn_pool._outputs
     monkeypatch.setattr(lrn_pool, "_outputs", lambda x, pool, stride, ties: real(x, pool, stride, "first"))
     with pytest.raises(Wrong, match="in the gradient"):
-        run(found)
+        run(checks)
 
 
 def test_rounding_decides_no_gradient():
@@ -140,14 +140,14 @@ def test_rounding_decides_no_gradient():
 
 @needs_kernels
 def test_a_wrong_mask_of_dropout_is_seen(monkeypatch):
-    found = checks_of("kernel", "relu_dropout")
+    checks = checks_of("kernel", "relu_dropout")
 
     def fault(real, x, step, threshold, seed, *others):
         real(x, step, threshold, seed + 1, *others)
 
     plant(monkeypatch, "relu_dropout", fault)
     with pytest.raises(Wrong, match="in the output: off by"):
-        run(found)
+        run(checks)
 
 
 @needs_kernels
@@ -163,10 +163,10 @@ def test_a_product_that_is_wrong_is_seen(monkeypatch):
 
 @needs_kernels
 def test_an_augmentation_that_is_wrong_is_seen(monkeypatch):
-    found = checks_of("augment")
+    checks = checks_of("augment")
     plant(monkeypatch, "augment", lambda real, *arguments: (real(*arguments), arguments[-1][2, 1, 5:6, 7].add_(0.01)))
     with pytest.raises(Wrong, match="in the output: off by 0.01"):
-        run(found)
+        run(checks)
 
 
 # --- crossings
@@ -174,9 +174,9 @@ def test_an_augmentation_that_is_wrong_is_seen(monkeypatch):
 
 @every("dtype", [torch.float32, torch.bfloat16])
 def test_crossings_are_right(dtype):
-    found = checks_of("crossing", devices=(CPU, OTHER), dtype=dtype)
-    run(found)
-    assert [check.what for check in found] == [
+    checks = checks_of("crossing", devices=(CPU, OTHER), dtype=dtype)
+    run(checks)
+    assert [check.what for check in checks] == [
         f"the exchange for {layers} between cpu and cpu:0" for layers in ("conv3", "fc6", "fc7, fc8")
     ]
     exchange = Exchange([CPU, OTHER])
@@ -274,8 +274,8 @@ needs_gpu = pytest.mark.gpu(reason="needs a GPU")
 def test_a_gpus_kernels_are_right(kernels, part, dtype):
     first = torch.device("cuda:0")
     for preset in [*PRESETS][part::6]:
-        wanted = dataclasses.replace(asked((first, first), dtype, kernels), recipe=PRESETS[preset]())
-        run(check for check in needed_checks.checks(wanted) if check.kind in ("kernel", "augment"))
+        request = dataclasses.replace(asked((first, first), dtype, kernels), recipe=PRESETS[preset]())
+        run(check for check in needed_checks.checks(request) if check.kind in ("kernel", "augment"))
 
 
 @needs_gpu

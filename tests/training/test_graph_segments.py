@@ -119,36 +119,36 @@ def test_the_own_half_is_computed_while_the_other_flies():
 @every("frozen", ["", "conv1.", "conv1. conv2.", "conv3.weight", "conv3.", "conv1. conv2. conv3.", "fc6. conv2.bias"])
 def test_no_gradient_that_nobody_wants_is_computed(frozen):
     """Those of convolutions are the ones that autograd computes."""
-    x, found = images(mini()), []
+    x, records = images(mini()), []
     for compute in (gradients, played):
-        network, happened = apart(mini()), []
+        network, operations = apart(mini()), []
         for name, parts in network.layer_parameters().items():
             for part in parts:
                 part.requires_grad_(not any(start in name for start in frozen.split()))
-        with Products(happened):
+        with Products(operations):
             compute(network, x)
-        found.append(sorted(happened))
-    assert found[0] == found[1]
+        records.append(sorted(operations))
+    assert records[0] == records[1]
 
 
 @pytest.mark.run
 @every("frozen", FROZEN)
 def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):  # noqa: F811
     """The bits of the eager pass, and as many products."""
-    x, found, counts = images(mini(), torch.float32), [], []
+    x, gradient_lists, counts = images(mini(), torch.float32), [], []
     for compute in (gradients, played):
-        network, called = apart(mini(), dtype=torch.float32), Called()
+        network, counter = apart(mini(), dtype=torch.float32), Called()
         for name, parts in network.layer_parameters().items():
             for part in parts:
                 part.requires_grad_(not any(name.startswith(start) for start in frozen.split()))
-        with called:
+        with counter:
             compute(network, x)
-        found.append([part.grad for parts in network.layer_parameters().values() for part in parts])
-        counts.append(called.counts[torch.ops.aten.mm.out])
+        gradient_lists.append([part.grad for parts in network.layer_parameters().values() for part in parts])
+        counts.append(counter.counts[torch.ops.aten.mm.out])
     assert counts[0] == counts[1] > 0
     assert all(
         one is other or torch.equal(one, other) and one.stride() == other.stride()
-        for one, other in zip(*found, strict=True)
+        for one, other in zip(*gradient_lists, strict=True)
     )
 
 
@@ -156,28 +156,28 @@ def test_a_tape_captures_on_each_towers_device():
     class Graphs:
         def capture(self, function, pool, device, update=False):
             assert not update
-            captured.append(device)
+            captures.append(device)
             return self, function()
 
         def replay(self):
-            replayed.append(True)
+            replays.append(True)
 
-    captured, replayed = [], []
+    captures, replays = [], []
     tape = cuda_graphs.Tape(Graphs(), None, exchange.Exchange(("cpu", "meta")))
     assert tape.run(1, lambda x: [x], 7) == [7] and tape.run(0, list) == []
     tape.replay()
-    assert [device.type for device in captured] == ["meta", "cpu"] and len(replayed) == 2
+    assert [device.type for device in captures] == ["meta", "cpu"] and len(replays) == 2
 
 
 def test_what_is_launched_aside_waits_for_what_was_before_and_is_waited_for(monkeypatch):
-    happened, current = [], {}
+    events, current = [], {}
 
     class Stream:
         def __init__(self, device, name):
             self.device, self.name = device, f"{name} {device}"
 
         def wait_stream(self, other):
-            happened.append(f"{self.name} waits for {other.name}")
+            events.append(f"{self.name} waits for {other.name}")
 
         def __enter__(self):
             self.before, current[self.device] = current[self.device], self
@@ -192,10 +192,10 @@ def test_what_is_launched_aside_waits_for_what_was_before_and_is_waited_for(monk
     graphs = cuda_graphs.CudaGraphs(["0", "1"])
     with pytest.raises(ValueError), graphs.aside():
         assert [current[device].name for device in "01"] == ["graphs 0", "graphs 1"]
-        assert sorted(happened) == ["graphs 0 waits for usual 0", "graphs 1 waits for usual 1"]
-        happened.clear()
+        assert sorted(events) == ["graphs 0 waits for usual 0", "graphs 1 waits for usual 1"]
+        events.clear()
         raise ValueError
-    assert sorted(happened) == ["usual 0 waits for graphs 0", "usual 1 waits for graphs 1"]
+    assert sorted(events) == ["usual 0 waits for graphs 0", "usual 1 waits for graphs 1"]
     assert [current[device].name for device in "01"] == ["usual 0", "usual 1"]
 
 
@@ -217,22 +217,25 @@ class Capture:
 
 def test_updates_are_captured_on_a_stream_of_their_own(streams, monkeypatch):  # noqa: F811
     """They are reset while the other graphs of their device live on, which must not have used that stream."""
-    used = []
-    monkeypatch.setattr(Capture, "streams", used)
+    capture_streams = []
+    monkeypatch.setattr(Capture, "streams", capture_streams)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     graphs = cuda_graphs.CudaGraphs(TWO)
     for device in TWO:
         for update in (False, True, False, True):
             graphs.capture(list, {device: f"pool {device}"}, device, update=update)
-    assert [stream.device for stream in used] == [TWO[0]] * 4 + [TWO[1]] * 4 and len(set(used)) == 4
-    assert all(used[number] is used[number + 2] for number in (0, 1, 4, 5))
-    assert [used[0], used[4]] == [*graphs.streams.values()]  # those of the eager steps before, with cuBLAS's workspaces
+    assert [stream.device for stream in capture_streams] == [TWO[0]] * 4 + [TWO[1]] * 4 and len(
+        set(capture_streams)
+    ) == 4
+    assert all(capture_streams[number] is capture_streams[number + 2] for number in (0, 1, 4, 5))
+    # those of the eager steps before, with cuBLAS's workspaces
+    assert [capture_streams[0], capture_streams[4]] == [*graphs.streams.values()]
 
 
 def test_after_a_refused_capture_one_of_nothing_ends_well(streams, monkeypatch):  # noqa: F811
     """Of which torch's generator learns that no capture goes on; dropped, it breaks no graph of the other's stream."""
-    ended = []
+    captures = []
 
     class Refused:
         def __init__(self, graph, pool=None, stream=None, capture_error_mode=""):
@@ -242,8 +245,8 @@ def test_after_a_refused_capture_one_of_nothing_ends_well(streams, monkeypatch):
             pass
 
         def __exit__(self, *_):
-            ended.append(self.of)
-            if len(ended) == 1:
+            captures.append(self.of)
+            if len(captures) == 1:
                 raise RuntimeError("operation not permitted when stream is capturing")
 
     class Graph:
@@ -257,7 +260,7 @@ def test_after_a_refused_capture_one_of_nothing_ends_well(streams, monkeypatch):
     graphs = cuda_graphs.CudaGraphs(TWO)
     with pytest.raises(RuntimeError, match="not permitted"):
         graphs.capture(list, {TWO[1]: "pool"}, TWO[1])
-    (first, second) = ended
+    (first, second) = captures
     assert first == ("pool", graphs.streams[TWO[1]], "thread_local") and second[::2] == (None, "thread_local")
     assert second[1].device == TWO[1] and second[1] not in (graphs.streams[TWO[1]], graphs.update_streams[TWO[1]])
 
@@ -267,10 +270,10 @@ def test_of_many_trainings_in_a_process_no_two_uses_share_a_stream(streams, monk
     monkeypatch.setattr(gc, "collect", lambda: None)  # it takes a while
     with closing(ahead((({}, torch.tensor(number)) for number in range(10**6)), TWO)) as batches:
         next(batches)
-        used = {stream for way in (TWO, TWO[::-1]) for stream in exchange._copy_streams(*way)}
+        copy_streams = {stream for way in (TWO, TWO[::-1]) for stream in exchange._copy_streams(*way)}
         for _ in range(20):
             graphs = cuda_graphs.CudaGraphs(TWO)
-            assert used.isdisjoint([*graphs.streams.values(), *graphs.update_streams.values()])
+            assert copy_streams.isdisjoint([*graphs.streams.values(), *graphs.update_streams.values()])
             with closing(ahead((({}, torch.tensor(number)) for number in range(2)), TWO)) as views:
                 list(views)
     assert streams.asked == dict.fromkeys(TWO, 2 + 1 + 2)
@@ -285,14 +288,14 @@ def test_graphs_of_an_earlier_training_are_reset_before_there_are_new_ones(strea
             self.graphs, self.self = cuda_graphs.CudaGraphs(TWO), self
 
         def __del__(self):
-            ended.append(True)
+            ends.append(True)
 
-    ended = []
+    ends = []
     gc.disable()
     try:
         Knot()
-        assert not ended
+        assert not ends
         cuda_graphs.CudaGraphs(TWO)
-        assert ended
+        assert ends
     finally:
         gc.enable()

@@ -61,14 +61,14 @@ def test_the_ten_golden_losses(apart):
 @pytest.fixture
 def faked(monkeypatch):
     """Runs on a CPU have graphs. A list of their `FakeGraphs`."""
-    made = []
+    graphs = []
 
     def graphed(step, choice):
-        made.append(FakeGraphs(step.network, step.optimizer))
-        return GraphedStep(step, made[-1], must=True)
+        graphs.append(FakeGraphs(step.network, step.optimizer))
+        return GraphedStep(step, graphs[-1], must=True)
 
     monkeypatch.setattr(graphed_step, "graphed", graphed)
-    return made
+    return graphs
 
 
 # Epochs have two batches of 9 and one of 6, so these changes meet eager, captured and half captured steps of both.
@@ -86,10 +86,10 @@ RUNS = {"dates": CHANGES, "source2012": [*SOURCE2012, *CHANGES], "plateau": [*PL
 
 def put_apart(monkeypatch):
     """Towers on one device carry everything to each other."""
-    made = exchange.Exchange.__init__
+    init = exchange.Exchange.__init__
 
     def apart(self, *arguments):
-        made(self, *arguments)
+        init(self, *arguments)
         self.shared = False
 
     monkeypatch.setattr(exchange.Exchange, "__init__", apart)
@@ -125,18 +125,18 @@ def test_a_run_whose_graphs_make_the_images_is_the_run_without(
 
     in_graphs: whether graphs can make them; else the pipeline does, and the rest of a step is graphs all the same.
     """
-    flags, made, given = [*SOURCE2012, *CHANGES, "--pipeline", "raw"], pipeline_raw.RawPipeline.__init__, set()
+    flags, init, image_types = [*SOURCE2012, *CHANGES, "--pipeline", "raw"], pipeline_raw.RawPipeline.__init__, set()
     take = graphed_step._Shape.take
 
     def plain(count, size):
         return torch.empty(count, size, size, 3, dtype=torch.uint8)
 
     def on_gpu(self, *arguments):
-        made(self, *arguments)
+        init(self, *arguments)
         self.on_gpu = True
 
     def watched(shape, images, labels):
-        given.update(map(type, images))
+        image_types.update(map(type, images))
         take(shape, images, labels)
 
     with monkeypatch.context() as patch:
@@ -148,7 +148,7 @@ def test_a_run_whose_graphs_make_the_images_is_the_run_without(
             put_apart(patch)
         out = run(data, tmp_path / "graphed", *flags)
     (graphs,) = faked
-    assert graphs.captures >= 4 and given == {step_input.Uncropped if in_graphs else torch.Tensor}
+    assert graphs.captures >= 4 and image_types == {step_input.Uncropped if in_graphs else torch.Tensor}
     monkeypatch.undo()
     make_quick(monkeypatch)
     if apart:
@@ -201,9 +201,9 @@ def test_what_the_flag_means(devices, choice, said):
     graphed = not said.startswith("off")
     assert graphed_step.resolve(choice, devices) == (graphed, said)
     assert graphed_step.resolve(choice, devices, overlap=True) == (graphed, said)
-    without = "off (--overlap off)" if said == "from crossing to crossing" else said
-    if (choice, without) != ("on", "off (--overlap off)"):
-        assert graphed_step.resolve(choice, devices, overlap=False) == (not without.startswith("off"), without)
+    words = "off (--overlap off)" if said == "from crossing to crossing" else said
+    if (choice, words) != ("on", "off (--overlap off)"):
+        assert graphed_step.resolve(choice, devices, overlap=False) == (not words.startswith("off"), words)
 
 
 def test_a_process_a_tower_has_graphs_of_its_own_device():
@@ -229,9 +229,9 @@ def test_graphs_of_two_devices_go_by_halves():
 )
 def test_on_is_refused_where_it_cannot_be(devices, count, works, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    with pytest.raises(UserError, match="^--graphs on: both towers must be on CUDA devices") as raised:
+    with pytest.raises(UserError, match="^--graphs on: both towers must be on CUDA devices") as error:
         graphed_step.resolve("on", devices)
-    assert works in str(raised.value) and "\n" not in str(raised.value)
+    assert works in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_command_says_what_it_uses_and_refuses_before_it_reads(data, tmp_path, capsys):  # noqa: F811
@@ -240,7 +240,7 @@ def test_the_command_says_what_it_uses_and_refuses_before_it_reads(data, tmp_pat
     with pytest.raises(UserError, match="--graphs on: both towers must be on CUDA devices, and they are on cpu"):
         run(data, tmp_path / "other", "--graphs", "on")
     assert not (tmp_path / "other").exists()
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as system_exit:
         train.main(["--graphs", "sometimes"])
-    assert ended.value.code == 2 and "invalid choice: 'sometimes'" in capsys.readouterr().err
+    assert system_exit.value.code == 2 and "invalid choice: 'sometimes'" in capsys.readouterr().err
     assert json.loads((out / "run.json").read_text())["command"].startswith("python -m alexnet_mp.train")

@@ -67,8 +67,8 @@ def test_a_layer_freezes_and_thaws(frozen, where):
     pair = Pair(small(), **where)
     pair.set_rates()
     pair.train(*[3] * 5)
-    for frozen_now in (frozen, []):
-        pair.set_rates(0.5, frozen_now)
+    for layers in (frozen, []):
+        pair.set_rates(0.5, layers)
         pair.train(*[3] * (WARM_UP + 2))
         assert all(shape.captured and shape.update for shape in pair.graphed.shapes.values())
     if pair.on_cpu:
@@ -150,9 +150,9 @@ def test_a_capture_that_fails_is_an_error_where_graphs_were_asked_for():
     pair.train(2, 2, 2)
     with pytest.raises(
         UserError, match="--graphs on: .*: operation not permitted when stream is capturing; --graphs auto"
-    ) as raised:
+    ) as error:
         pair.train(2)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(error.value)
 
 
 def spoil(replay, what):
@@ -200,8 +200,8 @@ def test_nor_are_passes_whose_results_always_differ():
     pair.set_rates()
     compute = pair.graphed.step.forward_and_backward
 
-    def drifting(*given):
-        loss, right = compute(*given)
+    def drifting(*arguments):
+        loss, right = compute(*arguments)
         passes.append(loss)
         return loss + len(passes), right
 
@@ -278,14 +278,16 @@ def test_a_refused_capture_on_a_gpu_leaves_the_same_numbers(monkeypatch, capsys)
     pair.set_rates()
     function = pair.graphed.step.forward_and_backward
     monkeypatch.setattr(
-        pair.graphed.step, "forward_and_backward", lambda *given: (torch.cuda.synchronize(), function(*given))[1]
+        pair.graphed.step,
+        "forward_and_backward",
+        lambda *arguments: (torch.cuda.synchronize(), function(*arguments))[1],
     )
     pair.train(*[4] * (WARM_UP + 3))
     assert pair.graphed.given_up and "WARNING" in capsys.readouterr().out
     torch.cuda.manual_seed(0)
-    drawn = torch.rand(3, device=CUDA)
+    numbers = torch.rand(3, device=CUDA)
     torch.cuda.manual_seed(0)
-    assert torch.equal(torch.rand(3, device=CUDA), drawn)
+    assert torch.equal(torch.rand(3, device=CUDA), numbers)
     other, sizes = torch.cuda.Stream(CUDA), []
     for _ in range(20):
         tensor = torch.empty(2**24, dtype=torch.uint8, device=CUDA)
@@ -357,7 +359,7 @@ def test_no_race_between_graphs_and_copies(tape, devices, where, monkeypatch):
 
 @needs_gpu
 def test_memory_does_not_grow_with_the_rates_changes():
-    pair, used = Pair(small(), (CUDA, CUDA)), []
+    pair, memory = Pair(small(), (CUDA, CUDA)), []
     pair.set_rates()
     pair.train(*[4, 3] * 5)
     sgd = sys.modules.get("alexnet_mp.kernels.sgd_triton")  # not where the reference computes
@@ -366,8 +368,8 @@ def test_memory_does_not_grow_with_the_rates_changes():
         pair.set_rates(1 / (change + 1))
         pair.train(4, 4, 4, 3, 3)
         torch.cuda.synchronize()
-        used.append((torch.cuda.memory_allocated(CUDA), torch.cuda.memory_reserved(CUDA)))
-    assert all(last <= early for last, early in zip(used[-1], used[5], strict=True))
+        memory.append((torch.cuda.memory_allocated(CUDA), torch.cuda.memory_reserved(CUDA)))
+    assert all(last <= early for last, early in zip(memory[-1], memory[5], strict=True))
     if sgd:
         assert len(sgd._captured) == others and [len(shape.tables) for shape in pair.graphed.shapes.values()] == [1, 1]
 
@@ -378,33 +380,33 @@ def test_a_step_does_not_wait_for_the_device(graphs):
     """By the words of torch's own check, and of the runtime calls that a profiler sees."""
     pair = Pair(small(), (CUDA, CUDA), apart=graphs == "from crossing to crossing")
     pair.set_rates()
-    step, batch, pending, read = pair.steps[graphs != "off"], pair.batch(4), PendingSteps([CUDA]), []
+    step, batch, pending, records = pair.steps[graphs != "off"], pair.batch(4), PendingSteps([CUDA]), []
 
     def steps(count, wait=False):
         for _ in range(count):
-            pending.add(len(read), [0], 0, step(*batch, look))
-            read.extend(pending.read(wait))
+            pending.add(len(records), [0], 0, step(*batch, look))
+            records.extend(pending.read(wait))
 
     steps(2 * READ_EVERY)  # captures, page-locked memory
-    read.extend(pending.read(wait=True))
+    records.extend(pending.read(wait=True))
     torch.cuda.set_sync_debug_mode("error")
     try:
         steps(READ_EVERY - 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    read.extend(pending.read(wait=True))
+    records.extend(pending.read(wait=True))
     with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
         with torch.profiler.record_function("all steps"):
             steps(READ_EVERY - 1)
-    read.extend(pending.read(wait=True))
-    assert len(read) == 4 * READ_EVERY - 2 and all(seconds > 0 for _, seconds in read)
+    records.extend(pending.read(wait=True))
+    assert len(records) == 4 * READ_EVERY - 2 and all(seconds > 0 for _, seconds in records)
     (span,) = {
         (event.time_range.start, event.time_range.end)
         for event in profile.events()
         if event.name == "all steps" and event.device_type == torch.autograd.DeviceType.CPU
     }
-    called = [event.name for event in profile.events() if span[0] <= event.time_range.start <= span[1]]
-    assert any(name.startswith("cuda") for name in called)  # the runtime's calls are seen
-    assert not {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"} & set(called)
+    calls = [event.name for event in profile.events() if span[0] <= event.time_range.start <= span[1]]
+    assert any(name.startswith("cuda") for name in calls)  # the runtime's calls are seen
+    assert not {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"} & set(calls)
     launches = {"whole step": 2, "from crossing to crossing": GRAPHS_APART + 1, "off": 0}[graphs]
-    assert called.count("cudaGraphLaunch") == launches * (READ_EVERY - 1)
+    assert calls.count("cudaGraphLaunch") == launches * (READ_EVERY - 1)

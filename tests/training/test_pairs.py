@@ -37,13 +37,13 @@ def whole(data, tmp_path_factory):
 )
 def test_a_run_is_that_of_one_process(flags, job, data, tmp_path, without_bytes):
     """Metrics, checkpoint, rates, tests: with dropout, short minibatches, and tests that are dealt."""
-    out, said = apart.run_apart(data, tmp_path / "many", *flags, **job)
+    out, output = apart.run_apart(data, tmp_path / "many", *flags, **job)
     assert_same_end(out, run(data, tmp_path / "one", *flags))
     if job["towers"] == "together":
-        assert f"devices: {job['count']} pairs of towers, all towers on cpu, a process a pair" in said
-        assert "graphs: off (a minibatch in pieces)" in said
+        assert f"devices: {job['count']} pairs of towers, all towers on cpu, a process a pair" in output
+        assert "graphs: off (a minibatch in pieces)" in output
         # 1,475 parameters of four bytes
-        assert f"; {job['count']} pairs of towers add up their gradients, 0.01 MB each" in said
+        assert f"; {job['count']} pairs of towers add up their gradients, 0.01 MB each" in output
         settings = json.loads((out / "run.json").read_text())
         microbatch = flags[flags.index("--microbatch") + 1]
         assert (settings["pairs"], settings["microbatch"]) == (job["count"], microbatch)
@@ -53,8 +53,8 @@ def test_a_run_goes_on_with_another_number_of_pairs(data, tmp_path, without_byte
     """The microbatch is the run's: nobody says it again, and no one says that the bits are others."""
     out = tmp_path / "run"
     apart.run_apart(data, out, *PIECES, "--steps", 3, count=4, towers="together")
-    _, said = apart.run_apart(data, out, "--resume", "auto", "--steps", 5, count=2, towers="together")
-    assert "no longer bit for bit" not in said
+    _, output = apart.run_apart(data, out, "--resume", "auto", "--steps", 5, count=2, towers="together")
+    assert "no longer bit for bit" not in output
     apart.run_apart(data, out, "--resume", "auto", "--steps", 7, "--overlap", "off", count=4)
     run(data, out, "--resume", "auto")
     assert state(newest(out))["made_by"]["microbatch"] == 2
@@ -68,12 +68,12 @@ def test_what_is_no_longer_exact_is_said(data, tmp_path, whole):
         (["--microbatch", 0], "microbatch: 2 -> None, pairs: 1 -> 2", 2),
     ):
         out = tmp_path / str(len(os.listdir(tmp_path)))
-        _, said = apart.run_apart(data, out, "--resume", newest(whole), *flags, count=count, towers="together")
-        assert f"something else computes: {more}" in said
+        _, output = apart.run_apart(data, out, "--resume", newest(whole), *flags, count=count, towers="together")
+        assert f"something else computes: {more}" in output
 
 
 def test_without_a_microbatch_it_is_one_run_within_rounding(data, tmp_path):
-    out, said = apart.run_apart(data, tmp_path / "many", count=2, towers="together")
+    out, output = apart.run_apart(data, tmp_path / "many", count=2, towers="together")
     one = run(data, tmp_path / "one")
     for mine, expected in zip(lines(out), lines(one), strict=True):
         assert mine.keys() == expected.keys() and mine["kind"] == expected["kind"]
@@ -93,13 +93,13 @@ def test_a_signal_to_one_is_a_signal_to_all(data, tmp_path, without_bytes, whole
 
 def test_a_signal_before_the_first_step_is_said_once(data, tmp_path):
     """To all, as torchrun sends it: while they look for each other, read, begin the run directory, or have begun it."""
-    stopping = "stopping after this step; once more to stop without saving"
+    message = "stopping after this step; once more to stop without saving"
     for number, (place, words) in enumerate(
         (
             ("torch.distributed.rendezvous", None),
             ("alexnet_mp.training.run.open_data", None),
-            ("alexnet_mp.training.run.RunElsewhere", stopping),
-            ("alexnet_mp.training.trainer.PaperSGD", stopping),
+            ("alexnet_mp.training.run.RunElsewhere", message),
+            ("alexnet_mp.training.trainer.PaperSGD", message),
         )
     ):
 
@@ -125,9 +125,11 @@ def test_a_signal_before_the_first_step_is_said_once(data, tmp_path):
 
 
 def test_a_killed_process_ends_the_others_and_costs_no_checkpoint(data, tmp_path, without_bytes, whole):
-    die = apart.in_rank(2, apart.at_step(5, lambda trainer: os.kill(os.getpid(), signal.SIGKILL)))
+    kill = apart.in_rank(2, apart.at_step(5, lambda trainer: os.kill(os.getpid(), signal.SIGKILL)))
     every_step = ["--checkpoint-every", 1]
-    processes = apart.processes_of(data, tmp_path / "run", *PIECES, *every_step, before=die, count=4, towers="together")
+    processes = apart.processes_of(
+        data, tmp_path / "run", *PIECES, *every_step, before=kill, count=4, towers="together"
+    )
     statuses = apart.end(processes, timeout=60)
     assert statuses[2] == -signal.SIGKILL and all(status == 2 for rank, status in enumerate(statuses) if rank != 2)
     (line,) = apart.said(processes)
@@ -148,7 +150,7 @@ def test_what_is_not_finite_in_one_pair_ends_all(data, tmp_path):
 
 
 def test_wrong_use_is_one_line_of_all(data, tmp_path):
-    for flags, job, said in (
+    for flags, job, words in (
         (
             ["--microbatch", 9],
             dict(count=2),
@@ -171,5 +173,5 @@ def test_wrong_use_is_one_line_of_all(data, tmp_path):
     ):
         job = {"towers": "together"} | job
         line = apart.ends(data, tmp_path / "run", *flags, before=lambda: None, **job)
-        assert said in line, line
+        assert words in line, line
         assert not (tmp_path / "run").exists()

@@ -24,23 +24,23 @@ def test_on_a_cpu_a_step_is_read_when_it_was_taken():
     pending = PendingSteps([CPU, CPU])
     for step in range(1, 4):
         take(pending, step)
-        ((read, seconds),) = pending.read(wait=False)
-        assert (read.step, read.exchanged, [tensor.item() for tensor in read.numbers]) == (
+        ((record, seconds),) = pending.read(wait=False)
+        assert (record.step, record.exchanged, [tensor.item() for tensor in record.numbers]) == (
             step,
             100 * step,
             [step, step],
         )
-        assert len(read.images) == step and seconds > 0
+        assert len(record.images) == step and seconds > 0
 
 
 @pytest.mark.parametrize("behind", [1, 3, READ_EVERY - 1])
 def test_what_is_there_is_read_without_a_wait(behind, monkeypatch):
     monkeypatch.setattr(pending_steps, "mark", device := LateEvents(behind))
-    pending, read = PendingSteps([CPU]), []
+    pending, numbers = PendingSteps([CPU]), []
     for step in range(1, 41):
         take(pending, step)
-        read += steps_read(pending)
-        assert read == list(range(1, step - behind + 1))
+        numbers += steps_read(pending)
+        assert numbers == list(range(1, step - behind + 1))
     assert device.waits == []
     assert steps_read(pending, wait=True) == list(range(41 - behind, 41)) and steps_read(pending, wait=True) == []
 
@@ -50,9 +50,9 @@ def test_the_host_waits_for_the_older_half_of_too_many_steps(monkeypatch):
     pending, half = PendingSteps([CPU]), READ_EVERY // 2
     for step in range(1, 4 * READ_EVERY):
         take(pending, step)
-        at_once = steps_read(pending)
-        begun = step - READ_EVERY
-        assert at_once == (list(range(begun + 1, begun + half + 1)) if begun >= 0 and begun % half == 0 else [])
+        numbers = steps_read(pending)
+        start = step - READ_EVERY
+        assert numbers == (list(range(start + 1, start + half + 1)) if start >= 0 and start % half == 0 else [])
         assert len(pending.unread) < READ_EVERY
 
 
@@ -78,9 +78,9 @@ def test_each_step_has_its_own_time_however_many_are_read_at_once(monkeypatch):
 
 def test_the_time_is_a_gpus_where_there_is_one():
     devices = [torch.device("cpu"), torch.device("cuda:0")]
-    made = []
+    marks = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pending_steps, "mark", lambda device: made.append(device))
+        patch.setattr(pending_steps, "mark", lambda device: marks.append(device))
         pending = PendingSteps(devices)
         take(pending, 1)
-    assert made == [devices[1], devices[1], devices[0]]
+    assert marks == [devices[1], devices[1], devices[0]]

@@ -44,7 +44,7 @@ def test_the_bits_do_not_know_how_many_there_are(case, one, found):
     for job, processes in found.items():
         for rank, (of_process, _) in enumerate(processes):
             assert of_process[case]["numbers"] == expected["numbers"] or job.endswith("tower"), (job, rank)
-            assert [each[:2] for each in of_process[case]["numbers"]] == [each[:2] for each in expected["numbers"]]
+            assert [entry[:2] for entry in of_process[case]["numbers"]] == [entry[:2] for entry in expected["numbers"]]
             assert of_process[case]["step"] == expected["step"]
         first = processes[0][0][case]
         for what in ("weights", "velocities"):
@@ -68,14 +68,14 @@ def test_ten_steps_of_every_case():
 def test_all_pairs_have_the_same_weights(case, found):
     """Bit for bit, and velocities, also without a microbatch: else they would drift apart."""
     for job, processes in found.items():
-        kept = []
+        states = []
         for with_microbatch, without in processes[:: 2 if JOBS[job][1] else 1]:  # where tower a is
             if case in WITHOUT:
-                kept.append([as_bytes(tensors) for tensors in without[case][1:]])
+                states.append([as_bytes(tensors) for tensors in without[case][1:]])
             else:
-                kept.append([with_microbatch[case]["weights"], with_microbatch[case]["velocities"]])
-        assert len(kept) == (1 if job == "a process a tower" else JOBS[job][0] // (1 + JOBS[job][1]))
-        assert kept[1:] == kept[:1] * (len(kept) - 1), job
+                states.append([with_microbatch[case]["weights"], with_microbatch[case]["velocities"]])
+        assert len(states) == (1 if job == "a process a tower" else JOBS[job][0] // (1 + JOBS[job][1]))
+        assert states[1:] == states[:1] * (len(states) - 1), job
 
 
 def test_another_microbatch_is_another_order(one):

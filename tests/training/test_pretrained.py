@@ -33,8 +33,8 @@ def weights_of(out):
     return checkpoint_format.load_weights(newest(out))
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+def assert_same(weights, expected):
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def layers(*changes, add=(), drop=()):
@@ -49,30 +49,33 @@ def layers(*changes, add=(), drop=()):
 
 @pytest.mark.run
 def test_it_begins_with_the_weights_and_a_new_last_layer(data, before, tmp_path, capsys):
-    drawn = weights_of(run(data, tmp_path / "drawn", *FROZEN, "--steps", "1", "--seed", "3"))
-    found = weights_of(run(data, tmp_path / "tuned", *FROZEN, "--steps", "1", "--seed", "3", "--init", before))
-    ended = weights_of(before)
+    new_weights = weights_of(run(data, tmp_path / "drawn", *FROZEN, "--steps", "1", "--seed", "3"))
+    tuned_weights = weights_of(run(data, tmp_path / "tuned", *FROZEN, "--steps", "1", "--seed", "3", "--init", before))
+    old_weights = weights_of(before)
     assert "begins with conv1, conv2, fc6 of " in capsys.readouterr().out
-    assert all(torch.equal(found[name], (drawn if name.startswith("fc8") else ended)[name]) for name in drawn)
-    assert not any(torch.equal(drawn[name], ended[name]) for name in drawn if name.endswith("weight"))
+    assert all(
+        torch.equal(tuned_weights[name], (new_weights if name.startswith("fc8") else old_weights)[name])
+        for name in new_weights
+    )
+    assert not any(torch.equal(new_weights[name], old_weights[name]) for name in new_weights if name.endswith("weight"))
 
 
 @pytest.mark.run
 def test_a_checkpoint_a_run_and_an_exported_file_are_the_same(data, before, tmp_path):
-    exported = tmp_path / "weights.safetensors"
-    assert checkpoint.main([str(before), "--weights", str(exported)]) == 0
-    for source in (newest(before), exported):
+    path = tmp_path / "weights.safetensors"
+    assert checkpoint.main([str(before), "--weights", str(path)]) == 0
+    for source in (newest(before), path):
         assert_same(read_weights(source), read_weights(before))
-    first, second = (run(data, tmp_path / name, "--init", source) for name, source in (("a", before), ("b", exported)))
+    first, second = (run(data, tmp_path / name, "--init", source) for name, source in (("a", before), ("b", path)))
     assert_same(weights_of(first), weights_of(second))
 
 
 def test_weights_may_lie_behind_links(before, tmp_path):
     """A cache of models has its files under their digests, and links with their names."""
-    exported = tmp_path / "blobs" / "0f3a"
-    exported.parent.mkdir()
+    path = tmp_path / "blobs" / "0f3a"
+    path.parent.mkdir()
     assert checkpoint.main([str(before), "--weights", str(tmp_path / "weights.safetensors")]) == 0
-    (tmp_path / "weights.safetensors").rename(exported)
+    (tmp_path / "weights.safetensors").rename(path)
     links = {
         "model.safetensors": "blobs/0f3a",
         "twice.safetensors": "model.safetensors",
@@ -83,7 +86,7 @@ def test_weights_may_lie_behind_links(before, tmp_path):
     for name, target in links.items():
         (tmp_path / name).symlink_to(target)
         assert_same(read_weights(tmp_path / name), read_weights(before))
-    for name, target, said in (
+    for name, target, words in (
         ("nowhere", "missing", "No such file or directory"),
         ("circle", "circle", "link"),
         ("other", newest(before) / checkpoint_format.VELOCITY, "no file of weights"),
@@ -91,7 +94,7 @@ def test_weights_may_lie_behind_links(before, tmp_path):
         ("null", "/dev/null", "it is not a regular file"),
     ):
         (tmp_path / name).symlink_to(target)
-        with pytest.raises(UserError, match=f"^--init {tmp_path / name}: .*{said}"):
+        with pytest.raises(UserError, match=f"^--init {tmp_path / name}: .*{words}"):
             read_weights(tmp_path / name)
 
 
@@ -107,22 +110,22 @@ def test_a_checkpoints_own_files_may_not_be_links(before, tmp_path):
 def test_other_classes(before, tmp_path):
     other = make_folder(tmp_path / "other", train=4, val=2, size=(48, 44), classes=("ant", "bee"))
     out = run(other, tmp_path / "run", *FROZEN, "--steps", "1", "--init", before)
-    found, ended = weights_of(out), weights_of(before)
-    assert found["fc8.weight"].shape == (2, 16) and ended["fc8.weight"].shape == (3, 16)
-    assert torch.equal(found["fc6.weight"], ended["fc6.weight"])
+    weights, old_weights = weights_of(out), weights_of(before)
+    assert weights["fc8.weight"].shape == (2, 16) and old_weights["fc8.weight"].shape == (3, 16)
+    assert torch.equal(weights["fc6.weight"], old_weights["fc6.weight"])
 
 
 def test_layers_that_only_one_of_them_has(data, before, tmp_path, capsys):
-    extra = {"name": "fc7", "kind": "fc", "maps": 5, "reads": "own", "then": ["relu"], "init_std": 0.1}
-    wider = run(data, tmp_path / "more", *FROZEN, "--steps", "1", *layers(add=[(3, extra)]), "--init", before)
-    assert "begins with conv1, conv2, fc6 of " in (said := capsys.readouterr().out) and "; new: fc7, fc8\n" in said
-    run(data, tmp_path / "fewer", *FROZEN, "--steps", "1", "--init", wider)  # fc8 read fc7 there
+    layer = {"name": "fc7", "kind": "fc", "maps": 5, "reads": "own", "then": ["relu"], "init_std": 0.1}
+    source = run(data, tmp_path / "more", *FROZEN, "--steps", "1", *layers(add=[(3, layer)]), "--init", before)
+    assert "begins with conv1, conv2, fc6 of " in (output := capsys.readouterr().out) and "; new: fc7, fc8\n" in output
+    run(data, tmp_path / "fewer", *FROZEN, "--steps", "1", "--init", source)  # fc8 read fc7 there
     assert "; new: fc8; left out: fc7\n" in capsys.readouterr().out
 
 
 def test_only_the_layers_that_are_named(data, before, tmp_path, capsys):
-    drawn = weights_of(run(data, tmp_path / "drawn", *FROZEN, "--steps", "1", "--seed", "3"))
-    found = weights_of(
+    new_weights = weights_of(run(data, tmp_path / "drawn", *FROZEN, "--steps", "1", "--seed", "3"))
+    tuned_weights = weights_of(
         run(
             data,
             tmp_path / "tuned",
@@ -137,10 +140,11 @@ def test_only_the_layers_that_are_named(data, before, tmp_path, capsys):
             "conv1,fc6",
         )
     )
-    ended = weights_of(before)
-    assert "begins with conv1, fc6 of " in (said := capsys.readouterr().out) and "; new: conv2, fc8\n" in said
+    old_weights = weights_of(before)
+    assert "begins with conv1, fc6 of " in (output := capsys.readouterr().out) and "; new: conv2, fc8\n" in output
     assert all(
-        torch.equal(found[name], (ended if name.startswith(("conv1.", "fc6.")) else drawn)[name]) for name in drawn
+        torch.equal(tuned_weights[name], (old_weights if name.startswith(("conv1.", "fc6.")) else new_weights)[name])
+        for name in new_weights
     )
 
 
@@ -161,9 +165,9 @@ def test_layers_that_can_not_be_taken(more, message, data, before, tmp_path):
 
 
 def test_a_layer_that_is_named_and_not_there(data, before, tmp_path):
-    extra = {"name": "fc7", "kind": "fc", "maps": 5, "reads": "own", "then": ["relu"], "init_std": 0.1}
+    layer = {"name": "fc7", "kind": "fc", "maps": 5, "reads": "own", "then": ["relu"], "init_std": 0.1}
     with pytest.raises(UserError, match="it has no fc7, which --init-layers names"):
-        run(data, tmp_path / "run", *layers(add=[(3, extra)]), "--init", before, "--init-layers", "conv1,fc7")
+        run(data, tmp_path / "run", *layers(add=[(3, layer)]), "--init", before, "--init-layers", "conv1,fc7")
 
 
 @every(
@@ -226,9 +230,9 @@ def refused(data, tmp_path, source):
 
 
 def test_velocities_are_not_taken_for_weights(data, before, tmp_path):
-    copied = tmp_path / "velocity.safetensors"
-    shutil.copy(newest(before) / "velocity.safetensors", copied)
-    for source in (newest(before) / "velocity.safetensors", copied, newest(before) / "state.json"):
+    copy = tmp_path / "velocity.safetensors"
+    shutil.copy(newest(before) / "velocity.safetensors", copy)
+    for source in (newest(before) / "velocity.safetensors", copy, newest(before) / "state.json"):
         assert refused(data, tmp_path, source).startswith(f"--init {source}: no file of weights; ")
     other = shutil.copytree(before, tmp_path / "other")
     shutil.copy(newest(other) / "velocity.safetensors", newest(other) / "weights.safetensors")
@@ -252,27 +256,27 @@ def test_a_run_that_diverged_is_not_taken(data, before, tmp_path):
     assert f"--init {tmp_path / 'diverged'}: this run diverged at step " in refused(
         data, tmp_path, tmp_path / "diverged"
     )
-    late = shutil.copytree(before, tmp_path / "late")
-    (late / "non_finite.json").write_text(json.dumps({"step": 10**6}))
-    said = refused(data, tmp_path, late)
+    late_run = shutil.copytree(before, tmp_path / "late")
+    (late_run / "non_finite.json").write_text(json.dumps({"step": 10**6}))
+    message = refused(data, tmp_path, late_run)
     assert (
-        "diverged at step 1000000 (non_finite.json)" in said
-        and f"it has a checkpoint of before, {newest(late)};" in said
+        "diverged at step 1000000 (non_finite.json)" in message
+        and f"it has a checkpoint of before, {newest(late_run)};" in message
     )
-    assert_same(read_weights(newest(late)), read_weights(before))
+    assert_same(read_weights(newest(late_run)), read_weights(before))
     for content in ('{"step": 1}', "{}", "[", "null"):  # it went past that step; or the note says nothing
-        (late / "non_finite.json").write_text(content)
-        assert_same(read_weights(late), read_weights(before))
+        (late_run / "non_finite.json").write_text(content)
+        assert_same(read_weights(late_run), read_weights(before))
 
 
 def test_a_directory_without_a_checkpoint(data, before, tmp_path):
-    begun = shutil.copytree(before, tmp_path / "begun")
-    shutil.rmtree(begun / "checkpoints")
-    assert refused(data, tmp_path, begun).startswith(f"--init {begun}: no checkpoint in it (expected ")
-    empty = tmp_path / "step_00000003"
-    empty.mkdir()
-    assert refused(data, tmp_path, empty) == f"{empty / 'manifest.json'}: it is missing"
-    assert "No such file" in refused(data, tmp_path, empty / "weights.safetensors")
+    directory = shutil.copytree(before, tmp_path / "begun")
+    shutil.rmtree(directory / "checkpoints")
+    assert refused(data, tmp_path, directory).startswith(f"--init {directory}: no checkpoint in it (expected ")
+    place = tmp_path / "step_00000003"
+    place.mkdir()
+    assert refused(data, tmp_path, place) == f"{place / 'manifest.json'}: it is missing"
+    assert "No such file" in refused(data, tmp_path, place / "weights.safetensors")
 
 
 @pytest.mark.run
@@ -284,14 +288,16 @@ def test_a_run_that_goes_on_does_not_begin_again(data, before, tmp_path):
 
 
 def test_the_velocities_begin_at_zero(data, before, tmp_path, monkeypatch):
-    seen = []
+    velocities = []
     function = Trainer.one_step
 
     def one_step(self, batch):
-        if not seen:
-            seen.extend(tensor.abs().max().item() for parts in self.optimizer.velocities().values() for tensor in parts)
+        if not velocities:
+            velocities.extend(
+                tensor.abs().max().item() for parts in self.optimizer.velocities().values() for tensor in parts
+            )
         function(self, batch)
 
     monkeypatch.setattr(Trainer, "one_step", one_step)
     run(data, tmp_path / "run", "--init", before, "--steps", "1")
-    assert seen and set(seen) == {0.0}
+    assert velocities and set(velocities) == {0.0}

@@ -73,8 +73,8 @@ def profile_of(out):
 
 
 def rows_of(out):
-    (only,) = profile_of(out)["tables"]
-    return {row["row"]: row for row in only["rows"]}
+    (entry,) = profile_of(out)["tables"]
+    return {row["row"]: row for row in entry["rows"]}
 
 
 def trace_of(out):
@@ -97,8 +97,8 @@ def test_it_records_five_steps_after_three_and_says_of_what(runs):
     assert content["precision"] == "fp32" and content["kernels"]
     ours, its = (version.partition("+")[0] for version in (torch.__version__, content["packages"]["torch"]))
     assert ours == its  # but for "+cu130" at the end
-    (only,) = content["tables"]
-    assert only["device"] == "cpu" and only["towers"] == ["a", "b"] and only["ceilings"]["bandwidth"] > 0
+    (entry,) = content["tables"]
+    assert entry["device"] == "cpu" and entry["towers"] == ["a", "b"] and entry["ceilings"]["bandwidth"] > 0
 
 
 def test_the_rows_add_up_to_the_whole_step(runs):
@@ -175,7 +175,9 @@ def test_nothing_of_it_stays(data, tmp_path, monkeypatch):
     """Hooks, the plain step, and the ranges of steps after the recorded ones."""
     trainers, init = [], Trainer.__init__
     monkeypatch.setattr(
-        Trainer, "__init__", lambda self, *given, **how: (trainers.append(self), init(self, *given, **how))[1]
+        Trainer,
+        "__init__",
+        lambda self, *arguments, **options: (trainers.append(self), init(self, *arguments, **options))[1],
     )
     steps = []
     signalled_after(monkeypatch, Trainer, "one_step", 4, then=lambda: steps.append(trainers[0].training_step))
@@ -199,11 +201,11 @@ def test_a_profile_that_fails_does_not_end_the_run(fault, data, tmp_path, monkey
 
     monkeypatch.setattr(*(durable_files, "replace", full) if fault == "disk" else (machine_limits, "measure", measure))
     out = run(data, tmp_path / "run", "--profile", 2)
-    printed = capsys.readouterr().out
+    output = capsys.readouterr().out
     if fault == "disk":
-        assert "WARNING: the profile can't be written" in printed and "No space left on device" in printed
+        assert "WARNING: the profile can't be written" in output and "No space left on device" in output
     else:
-        assert "no roofline for cpu: CUDA out of memory" in printed
+        assert "no roofline for cpu: CUDA out of memory" in output
         assert all(row["roofline_ms"] is row["percent_of_roofline"] is None for row in rows_of(out).values())
     assert_same_end(out, runs[0])
 
@@ -401,18 +403,18 @@ def test_a_frozen_layer_is_asked_for_no_backward_pass():
         row["row"]: row
         for row in table(paper(), times, torch.device("cpu"), [0], 1, 8, "fp32", Ceilings(10.0, 0.1, 0, 0), 10)
     }
-    one = layer_limits(paper(), 8, "fp32", 10.0, 0.1, 10)["conv1"]["product"][0]
-    assert rows["conv1"]["roofline_ms"] == pytest.approx(1e3 * one)
+    seconds = layer_limits(paper(), 8, "fp32", 10.0, 0.1, 10)["conv1"]["product"][0]
+    assert rows["conv1"]["roofline_ms"] == pytest.approx(1e3 * seconds)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ceilings_are_measured_and_leave_the_random_numbers_alone(dtype):
     before = torch.get_rng_state()
-    found = machine_limits.measure(torch.device("cpu"), dtype)
+    ceilings = machine_limits.measure(torch.device("cpu"), dtype)
     assert (
-        0.05 < found.bandwidth < 1e5
-        and 1e-6 < found.tflops < 1e3
-        and (found.copy_bytes, found.product) == (1 << 20, 64)
+        0.05 < ceilings.bandwidth < 1e5
+        and 1e-6 < ceilings.tflops < 1e3
+        and (ceilings.copy_bytes, ceilings.product) == (1 << 20, 64)
     )
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -43,28 +43,29 @@ ONE_STEP = Trainer.one_step
 def wholes(data, tmp_path_factory):
     """whole(recipe) -> (the uninterrupted run of one of `RECIPES`, what its steps read), made when it is first asked
     for."""
-    made = {}
+    runs = {}
 
     def whole(recipe):
-        if recipe not in made:
+        if recipe not in runs:
             with pytest.MonkeyPatch.context() as patch:
                 make_quick(patch)
                 patch.setattr(Trainer, "one_step", ONE_STEP)  # the test that asks first sees no step of this run
-                read = see_steps(patch)
-                made[recipe] = run(data, tmp_path_factory.mktemp(recipe) / "whole", *RECIPES[recipe]), read
-        return made[recipe]
+                reads = see_steps(patch)
+                runs[recipe] = run(data, tmp_path_factory.mktemp(recipe) / "whole", *RECIPES[recipe]), reads
+        return runs[recipe]
 
     return whole
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_whole_run_has_what_a_resume_could_get_wrong(recipe, wholes):
-    whole, read = wholes(recipe)
+    whole, reads = wholes(recipe)
     rates = [line["learning_rates"]["fc8.weight"] for line in lines(whole) if line["kind"] == "schedule"]
     noise = [line["colour_noise"] for line in lines(whole) if line["kind"] == "schedule"]
-    assert [step for step, *_ in read] == list(range(1, LAST + 1))
+    assert [step for step, *_ in reads] == list(range(1, LAST + 1))
     order = [
-        [number for step, epoch, numbers, *_ in read if epoch == wanted for number in numbers] for wanted in (1, 2)
+        [number for step, epoch, numbers, *_ in reads if epoch == target_epoch for number in numbers]
+        for target_epoch in (1, 2)
     ]
     if recipe == "plateau":
         assert [line["epoch"] for line in lines(whole) if line["kind"] == "schedule"] == [1, 3]
@@ -83,20 +84,20 @@ def test_the_whole_run_has_what_a_resume_could_get_wrong(recipe, wholes):
 
 @pytest.mark.parametrize("step", range(1, LAST))
 def test_a_cut_after_any_step(step, data, tmp_path, wholes, seen):
-    whole, read = wholes("source2012")
+    whole, reads = wholes("source2012")
     out = run(data, tmp_path / "run", *SOURCE2012, "--steps", step)
     assert newest(out).name == f"step_{step:08d}" and len(seen) == step
     resume(data, out, *SOURCE2012)
-    assert seen == read
+    assert seen == reads
     assert_same_end(out, whole)
 
 
 @pytest.mark.parametrize("recipe", ["plateau", "source2012"])
 def test_a_stop_after_every_single_step(recipe, data, tmp_path, wholes, seen):
-    whole, read = wholes(recipe)
+    whole, reads = wholes(recipe)
     for step in range(1, LAST + 1):
         resume(data, tmp_path / "run", *RECIPES[recipe], "--steps", step)
-    assert seen == read
+    assert seen == reads
     assert_same_end(tmp_path / "run", whole)
     assert len(json.loads((tmp_path / "run" / "run.json").read_text())["resumed"]) == LAST - 1
 
@@ -105,8 +106,8 @@ def test_a_cut_anywhere_in_an_epoch_of_files(data, tmp_path, seen):
     """Each file's minibatches by themselves: an epoch has five of them, the run's validations and its last line say
     so."""
     whole = run(data, tmp_path / "whole", *SOURCE2012, *FILES)
-    read, seen[:] = list(seen), []
-    assert [(epoch, len(numbers)) for _, epoch, numbers, *_ in read] == [
+    reads, seen[:] = list(seen), []
+    assert [(epoch, len(numbers)) for _, epoch, numbers, *_ in reads] == [
         (epoch, size) for epoch in (1, 2, 3) for size in (9, 2, 9, 2, 2)
     ]
     assert [(line["step"], line["epoch"]) for line in lines(whole) if line["kind"] == "val"] == [
@@ -118,7 +119,7 @@ def test_a_cut_anywhere_in_an_epoch_of_files(data, tmp_path, seen):
     for step in (2, 5, 9, 12):
         resume(data, tmp_path / "run", *SOURCE2012, *FILES, "--steps", step)
     resume(data, tmp_path / "run", *SOURCE2012, *FILES)
-    assert seen == read
+    assert seen == reads
     assert_same_end(tmp_path / "run", whole)
 
 
@@ -155,30 +156,30 @@ WHERE = {
     [*(("plateau", where) for where in WHERE), ("dated", "at the start of an epoch"), ("dated", "in a validation")],
 )
 def test_an_interrupt_anywhere(recipe, where, data, tmp_path, wholes, seen, monkeypatch, capsys):
-    whole, read = wholes(recipe)
+    whole, reads = wholes(recipe)
     with monkeypatch.context() as patch:
         cut(patch, where)
         out = run(data, tmp_path / "run", *RECIPES[recipe])
-    said = capsys.readouterr().out
-    assert f"stopped as asked after step {WHERE[where]}" in said
-    line, again = said.splitlines()[-1], f"the same command with --out {out} --resume auto"
+    output = capsys.readouterr().out
+    assert f"stopped as asked after step {WHERE[where]}" in output
+    line, command = output.splitlines()[-1], f"the same command with --out {out} --resume auto"
     if WHERE[where] == LAST:
-        assert line.startswith(f"all its steps are taken, but it is not tested; {again} tests it, or ")
+        assert line.startswith(f"all its steps are taken, but it is not tested; {command} tests it, or ")
     else:
-        assert line.startswith(f"of {LAST} steps at most; to go on, {again}; to test it as it is, ")
+        assert line.startswith(f"of {LAST} steps at most; to go on, {command}; to test it as it is, ")
     assert line.endswith(f" -m alexnet_mp.evaluate {out}") and line.count("--resume") == 1
-    stopped = state(newest(out))
-    assert stopped["step"] == WHERE[where]
+    end_state = state(newest(out))
+    assert end_state["step"] == WHERE[where]
     unseen = where in ("in the last step of an epoch", "in a validation", "in the last validation")
-    assert stopped["validated"] == (not unseen)
+    assert end_state["validated"] == (not unseen)
     resume(data, out, *RECIPES[recipe])
     assert ("in the middle of its validation" in capsys.readouterr().out) == unseen
-    assert seen == read
+    assert seen == reads
     assert_same_end(out, whole)
 
 
 def test_a_stop_in_the_same_validation_again_and_again(data, tmp_path, wholes, seen, monkeypatch):
-    whole, read = wholes("plateau")
+    whole, reads = wholes("plateau")
     with monkeypatch.context() as patch:
         signalled_in_test(patch, 1)
         run(data, tmp_path / "run", *PLATEAU)
@@ -190,7 +191,7 @@ def test_a_stop_in_the_same_validation_again_and_again(data, tmp_path, wholes, s
     resume(data, tmp_path / "run", *PLATEAU, "--steps", PER_EPOCH)  # the validation alone
     assert state(newest(tmp_path / "run"))["validated"]
     resume(data, tmp_path / "run", *PLATEAU)
-    assert seen == read
+    assert seen == reads
     assert_same_end(tmp_path / "run", whole)
 
 
@@ -236,22 +237,22 @@ PIPELINES = [["torch", 0], ["torch", 2], ["raw", 0], pytest.param(["dali", 0], m
 @pytest.mark.process
 @pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda pair: f"{pair[0]}, {pair[1]} workers")
 def test_every_pipeline_cut_in_the_middle_of_an_epoch(pipeline, data, tmp_path, wholes, seen):
-    whole, read = wholes("source2012")
+    whole, reads = wholes("source2012")
     reader = ["--pipeline", pipeline[0], "--workers", pipeline[1]]
     run(data, tmp_path / "run", *SOURCE2012, *reader, "--steps", 4)
     resume(data, tmp_path / "run", *SOURCE2012, *reader)
-    assert seen == read
+    assert seen == reads
     assert_same_end(tmp_path / "run", whole, but=["made_by"])
 
 
 @pytest.mark.process
 @needs_dali
 def test_another_pipeline_and_other_workers_at_every_resume(data, tmp_path, wholes, seen, capsys):
-    whole, read = wholes("dated")
+    whole, reads = wholes("dated")
     for step, pipeline, workers in ((2, "raw", 1), (3, "torch", 2), (5, "dali", 1), (8, "torch", 0), (LAST, "raw", 0)):
         resume(data, tmp_path / "run", *DATED, "--pipeline", pipeline, "--workers", workers, "--steps", step)
     assert "no longer bit for bit" not in capsys.readouterr().out  # on a CPU all pipelines give the same
-    assert seen == read
+    assert seen == reads
     assert_same_end(tmp_path / "run", whole, but=["made_by"])
 
 
@@ -267,11 +268,11 @@ def test_another_pipeline_and_other_workers_at_every_resume(data, tmp_path, whol
 )
 def test_other_networks(flags, data, tmp_path, seen):
     whole = run(data, tmp_path / "whole", *flags)
-    read = seen.copy()
+    reads = seen.copy()
     seen.clear()
     for step in (2, PER_EPOCH, LAST):
         resume(data, tmp_path / "run", *flags, "--steps", step)
-    assert seen == read
+    assert seen == reads
     assert_same_end(tmp_path / "run", whole)
 
 
@@ -301,7 +302,7 @@ def test_a_resume_of_a_finished_run_changes_nothing(data, tmp_path, wholes):
 
 
 def test_an_error_in_a_validation_costs_no_step(data, tmp_path, wholes, seen, monkeypatch):
-    whole, read = wholes("plateau")
+    whole, reads = wholes("plateau")
 
     def fail():
         raise RuntimeError("a cable was pulled")
@@ -312,7 +313,7 @@ def test_an_error_in_a_validation_costs_no_step(data, tmp_path, wholes, seen, mo
             run(data, tmp_path / "run", *PLATEAU)
     assert (state(newest(tmp_path / "run"))["step"], state(newest(tmp_path / "run"))["validated"]) == (PER_EPOCH, False)
     resume(data, tmp_path / "run", *PLATEAU)
-    assert seen == read
+    assert seen == reads
     assert_same_end(tmp_path / "run", whole)
 
 
@@ -321,8 +322,8 @@ def test_what_a_run_goes_on_from_or_begins_with_is_out_of_memory_before_its_firs
     first, alive = run(data, tmp_path / "first", "--steps", 2), []
     resolve, train = training_run.resolve, Trainer.train
 
-    def watched(*asked):
-        plan = resolve(*asked)
+    def watched(*arguments):
+        plan = resolve(*arguments)
         tensors = plan.weights or plan.point.checkpoint.weights | plan.point.checkpoint.velocity
         alive.extend(map(weakref.ref, tensors.values()))
         return plan

@@ -95,11 +95,11 @@ def changes(now, dataset=DATASET, statistics=STATISTICS, before=None):
     return resuming.changes(saved(before).checkpoint, now, dataset, statistics)
 
 
-def refusal(found, changed, now, dataset=DATASET, anyway=False):
-    with pytest.raises(UserError) as raised:
-        resuming.refuse_changes(found, changed, now, dataset, anyway)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+def refusal(point, differences, now, dataset=DATASET, anyway=False):
+    with pytest.raises(UserError) as error:
+        resuming.refuse_changes(point, differences, now, dataset, anyway)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 # --- every field, one at a time
@@ -124,7 +124,7 @@ def test_nothing_changed():
 def test_a_changed_field_is_refused_with_both_values(field):
     base = dataclasses.replace(mini(), towers=1) if field == "fc_batch_size" else mini()  # it is for one tower
     now = dataclasses.replace(base, **{field: FIELDS[field]})
-    before, after = (recipe.every_field(each)[field] for each in (base, now))
+    before, after = (recipe.every_field(version)[field] for version in (base, now))
     assert changes(now, before=base) == {field: [before, after]}
     text = refusal(saved(base), changes(now, before=base), now)
     assert f"{field} {str(before)[:57]}" in text and str(after)[:57] in text and "run/checkpoints/step_00000003" in text
@@ -140,7 +140,7 @@ def test_a_changed_field_is_refused_with_both_values(field):
 def test_a_changed_field_of_a_layer_is_refused_with_both_values(layer, field):
     now = change_layers(mini(), layer, **{field: LAYER_FIELDS[field]})
     before, after = (
-        {one["name"]: one for one in recipe.to_dict(each)["layers"]}[layer][field] for each in (mini(), now)
+        {entry["name"]: entry for entry in recipe.to_dict(version)["layers"]}[layer][field] for version in (mini(), now)
     )
     assert changes(now)[f"{layer}.{field}"] == [before, after] and len(changes(now)) == 1
     text = refusal(saved(), changes(now), now)
@@ -232,8 +232,10 @@ def test_sizes_that_do_not_fit_are_refused_whatever_is_told(change, name):
 
 
 def test_another_number_of_classes_does_not_fit():
-    two = SimpleNamespace(fingerprint="abc", classes=["ant", "bee"], splits=DATASET.splits)
-    assert "fc8.bias (3,), but this network (2,)" in refusal(saved(), changes(mini(), two), mini(), two, anyway=True)
+    dataset = SimpleNamespace(fingerprint="abc", classes=["ant", "bee"], splits=DATASET.splits)
+    assert "fc8.bias (3,), but this network (2,)" in refusal(
+        saved(), changes(mini(), dataset), mini(), dataset, anyway=True
+    )
 
 
 def test_a_run_that_is_past_the_end_is_refused():
@@ -287,8 +289,10 @@ def test_what_was_not_recorded_is_not_said():
 
 
 def test_on_a_gpu_another_pipeline_is_said():
-    on_gpu = dataclasses.replace(ENVIRONMENT, devices=("cuda: H100", "cuda: H100"))
-    assert resuming.no_longer_exact(on_gpu, dataclasses.replace(on_gpu, pipeline="dali")) == ["pipeline: torch -> dali"]
+    gpu_environment = dataclasses.replace(ENVIRONMENT, devices=("cuda: H100", "cuda: H100"))
+    assert resuming.no_longer_exact(gpu_environment, dataclasses.replace(gpu_environment, pipeline="dali")) == [
+        "pipeline: torch -> dali"
+    ]
 
 
 # --- whole runs
@@ -300,16 +304,16 @@ pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 def test_nothing_is_said_where_nothing_differs_and_threads_and_kernels_are(data, tmp_path, capsys):
     out = run(data, tmp_path / "run", "--steps", 1)
     resume(data, out, "--steps", 2)
-    said = capsys.readouterr().out
-    assert "resumed from" in said and "epochs" not in said.split("resumed")[1]
-    assert "no longer bit for bit" not in said and "WARNING" not in said.split("resumed")[1]
+    output = capsys.readouterr().out
+    assert "resumed from" in output and "epochs" not in output.split("resumed")[1]
+    assert "no longer bit for bit" not in output and "WARNING" not in output.split("resumed")[1]
     try:
         torch.set_num_threads(2)
         resume(data, out, "--steps", 3, "--kernels", "reference", "--epochs", 7)
     finally:
         torch.set_num_threads(1)
-    said = capsys.readouterr().out
-    assert "kernels: cpu -> reference, threads: 1 -> 2" in said and "epochs 3 -> 7" in said
+    output = capsys.readouterr().out
+    assert "kernels: cpu -> reference, threads: 1 -> 2" in output and "epochs 3 -> 7" in output
 
 
 def test_by_halves_is_another_rounding_that_is_kept_and_said(data, tmp_path, capsys):
@@ -346,7 +350,7 @@ def test_going_on_anyway_with_other_rates(data, tmp_path, capsys):
     """They hold from the next step on, in the middle of an epoch; and the next resume knows the new recipe."""
     flags = [*PLATEAU, "--set", "learning_rate=0.001"]
     out = run(data, tmp_path / "run", *flags, "--steps", 4)
-    reached = tensors(newest(out))
+    snapshot = tensors(newest(out))
     other = [*flags, "--set", "learning_rate=0.0005", "--set", "dropout=0.25"]
     with pytest.raises(UserError, match="dropout 0.5 -> 0.25, learning_rate 0.001 -> 0.0005; --resume-anyway"):
         resume(data, out, *other)
@@ -354,14 +358,14 @@ def test_going_on_anyway_with_other_rates(data, tmp_path, capsys):
     assert (
         "WARNING: another run from here on, as --resume-anyway allows: dropout 0.5 -> 0.25" in capsys.readouterr().out
     )
-    found = {line["step"]: line["learning_rate"] for line in lines(out) if line["kind"] == "train"}
-    assert found == {1: 0.001, 2: 0.001, 3: 0.001, 4: 0.001, 5: 0.0005}
+    rates = {line["step"]: line["learning_rate"] for line in lines(out) if line["kind"] == "train"}
+    assert rates == {1: 0.001, 2: 0.001, 3: 0.001, 4: 0.001, 5: 0.0005}
     assert [
         (line["step"], line["learning_rates"]["fc6.weight"]) for line in lines(out) if line["kind"] == "schedule"
     ] == [(0, 0.001), (4, 0.0005)]
     changed = json.loads((out / "run.json").read_text())["resumed"][0]["changed"]
     assert changed == {"dropout": [0.5, 0.25], "learning_rate": [0.001, 0.0005]}
-    assert bits(reached["weights"]["fc6.weight"]) != bits(tensors(newest(out))["weights"]["fc6.weight"])
+    assert bits(snapshot["weights"]["fc6.weight"]) != bits(tensors(newest(out))["weights"]["fc6.weight"])
     assert state(newest(out))["recipe"]["learning_rate"] == 0.0005
     with pytest.raises(UserError, match="dropout 0.25 -> 0.5"):
         resume(data, out, *flags)

@@ -69,16 +69,16 @@ def tree(path):
 
 def refused(data, *arguments):
     """The line with which train refuses."""
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         run(data, *arguments)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def refused_without_out(data, *arguments):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         train.main(["--gpus", "cpu", "--workers", "0", "--data", str(data), *map(str, arguments)])
-    return str(raised.value)
+    return str(error.value)
 
 
 def damage(directory, file="weights.safetensors"):
@@ -97,13 +97,13 @@ def test_auto_with_nothing_there(data, tmp_path, finished, capsys):
     assert_same_end(out, finished)
 
 
-def unfinished(out, finished, *names):
+def unfinished(out, source, *names):
     """What a run leaves that is killed early: some of its files."""
     out.mkdir()
     (out / ".lock").write_text('{"pid": 1234, "host": "elsewhere", "since": "2026-11-25T10:00:00+00:00"}')
     for name in names:
-        copy = shutil.copytree if (finished / name).is_dir() else shutil.copy
-        copy(finished / name, out / name)
+        copy = shutil.copytree if (source / name).is_dir() else shutil.copy
+        copy(source / name, out / name)
     (out / "run.json.partial").write_bytes(b'{"comm')
 
 
@@ -123,8 +123,8 @@ def test_auto_with_a_run_that_saved_nothing_begins_anew(left, data, tmp_path, fi
             shutil.copytree(finished / "checkpoints" / "step_00000003", out / "checkpoints" / ".partial_00000003")
             (out / "checkpoints" / ".partial_00000003" / "manifest.json").unlink()
     resume(data, out, *PLATEAU)
-    said = capsys.readouterr().out
-    assert "has no checkpoint yet; starting from the beginning" in said and ("'elsewhere'" in said) == (
+    output = capsys.readouterr().out
+    assert "has no checkpoint yet; starting from the beginning" in output and ("'elsewhere'" in output) == (
         left is not None
     )
     assert_same_end(out, finished)
@@ -162,9 +162,9 @@ def test_a_foreign_directory_is_refused_and_untouched(choice, files, data, tmp_p
 def test_a_damaged_newest_checkpoint_is_set_aside(file, data, short, finished, capsys):
     damage(short / "checkpoints" / "step_00000006", file)
     resume(data, short, *PLATEAU)
-    said = capsys.readouterr().out
-    assert f"WARNING: {short}/checkpoints/step_00000006/{file}" in said and "kept as damaged_step_00000006" in said
-    assert f"resumed from {short}/checkpoints/step_00000005" in said
+    output = capsys.readouterr().out
+    assert f"WARNING: {short}/checkpoints/step_00000006/{file}" in output and "kept as damaged_step_00000006" in output
+    assert f"resumed from {short}/checkpoints/step_00000005" in output
     assert (short / "checkpoints" / "damaged_step_00000006").is_dir()
     assert_same_end(short, finished)
 
@@ -194,10 +194,10 @@ def test_all_damaged_is_refused_and_nothing_is_touched(data, short):
 @every("number", [0, 1, 2])
 def test_a_newest_checkpoint_of_an_old_format_is_no_damaged_one(number, data, short):
     """Nothing older may quietly take its place."""
-    old = as_old_format(short / "checkpoints" / "step_00000006", number)
+    place = as_old_format(short / "checkpoints" / "step_00000006", number)
     before = tree(short)
     message = refused(data, short, *PLATEAU, "--resume", "auto")
-    assert message == f"{old}: {NO_LONGER_READ.format(number)}" and tree(short) == before
+    assert message == f"{place}: {NO_LONGER_READ.format(number)}" and tree(short) == before
 
 
 # --- PATH
@@ -340,29 +340,30 @@ def events(out):
     """{tag: [(step, value)]} as TensorBoard shows them."""
     accumulator = EventAccumulator(str(out / "tensorboard"), {"scalars": 0})
     accumulator.Reload()
-    shown = {
+    scalars = {
         tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
     }
-    return {tag: values for tag, values in shown.items() if values}  # not where all are of steps that were taken again
+    # not where all are of steps that were taken again
+    return {tag: values for tag, values in scalars.items() if values}
 
 
 def of_lines(out):
     """The same of metrics.jsonl."""
-    found = {}
+    series = {}
     for line in lines(out):
         kind = "/".join(line.pop(name).replace(" ", "_") for name in ("kind", "protocol") if name in line)
         step, _ = line.pop("step"), line.pop("epoch")
         for name, value in line.items():
             if isinstance(value, (int, float)):
-                found.setdefault(f"{kind}/{name}", []).append((step, pytest.approx(value, rel=1e-6)))
-    return found
+                series.setdefault(f"{kind}/{name}", []).append((step, pytest.approx(value, rel=1e-6)))
+    return series
 
 
 def assert_events_fit(out):
-    shown = events(out)
-    for tag in [tag for tag in shown if tag.endswith("images_per_second")]:
-        assert [step for step, _ in shown.pop(tag)] == list(range(1, len(shown["train/loss"]) + 1))
-    assert shown == of_lines(out)
+    series = events(out)
+    for tag in [tag for tag in series if tag.endswith("images_per_second")]:
+        assert [step for step, _ in series.pop(tag)] == list(range(1, len(series["train/loss"]) + 1))
+    assert series == of_lines(out)
 
 
 @pytest.mark.run
@@ -419,12 +420,12 @@ def test_a_kill_and_a_termination_of_real_processes(data, tmp_path):
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         until_line(process, out, 60)
         process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=120)[0]
+        output = process.communicate(timeout=120)[0]
     assert (
         process.returncode == 0
-        and "the lock of process" in said
-        and "resumed from" in said
-        and "stopped as asked" in said
+        and "the lock of process" in output
+        and "resumed from" in output
+        and "stopped as asked" in output
     )
     steps = state(newest(out))["step"] + PER_EPOCH + 1
     resume(data, out, *flags, "--steps", steps)

@@ -28,5 +28,5 @@ def test_it_goes_on_elsewhere_and_says_so(gpus, data, tmp_path, capsys):
     run(data, tmp_path / "run", "--gpus", gpus, "--steps", 4)
     capsys.readouterr()
     resume(data, tmp_path / "run", "--gpus", "cpu")
-    assert "no longer bit for bit" in (said := capsys.readouterr().out) and "devices" in said
+    assert "no longer bit for bit" in (output := capsys.readouterr().out) and "devices" in output
     assert [line["step"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == list(range(1, 10))

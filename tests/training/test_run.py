@@ -22,9 +22,9 @@ from alexnet_mp.training.plan import Options, resolve
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
 
-def resolved(**asked):
-    with ExitStack() as held:
-        return resolve(Options(gpus="cpu", **asked), held).recipe
+def resolved(**options):
+    with ExitStack() as stack:
+        return resolve(Options(gpus="cpu", **options), stack).recipe
 
 
 def test_a_network_whose_first_layer_has_no_kernels_is_refused_before_it_is_trained():
@@ -38,14 +38,14 @@ def test_a_network_whose_first_layer_has_no_kernels_is_refused_before_it_is_trai
 @every("name", ["mini", "desk", "source2012", "cifar18", "net146_2012"])
 @every("epochs", [1, 5, 30, 200])
 def test_dates_come_at_their_share_of_other_epochs(flag, name, epochs, capsys):
-    asked = {"epochs": epochs} if flag == "--epochs" else {"settings": (f"epochs={epochs}",)}
-    found, preset = resolved(recipe=name, **asked), PRESETS[name]()
-    assert found == ablations.shortened(preset, epochs)
-    said = capsys.readouterr().out
-    assert f"share of {epochs} epochs as of {name}'s {preset.epochs}: epoch {preset.dates[0].epoch} -> " in said
-    first = found.dates[0].epoch
-    assert f"{preset.dates[0].epoch} -> {first if first <= epochs else 'never'}" in said
-    assert said.count("never") == sum(date.epoch > epochs for date in found.dates)
+    options = {"epochs": epochs} if flag == "--epochs" else {"settings": (f"epochs={epochs}",)}
+    recipe, preset = resolved(recipe=name, **options), PRESETS[name]()
+    assert recipe == ablations.shortened(preset, epochs)
+    output = capsys.readouterr().out
+    assert f"share of {epochs} epochs as of {name}'s {preset.epochs}: epoch {preset.dates[0].epoch} -> " in output
+    epoch = recipe.dates[0].epoch
+    assert f"{preset.dates[0].epoch} -> {epoch if epoch <= epochs else 'never'}" in output
+    assert output.count("never") == sum(date.epoch > epochs for date in recipe.dates)
 
 
 def test_the_dates_are_those_of_the_claims():
@@ -65,14 +65,14 @@ def test_the_dates_are_those_of_the_claims():
     ],
 )
 def test_nothing_is_said_where_no_date_moves(asked, capsys):
-    found = resolved(**asked)
-    chosen = PRESETS[asked["recipe"]]() if isinstance(asked["recipe"], str) else asked["recipe"]
-    assert found.dates == chosen.dates and "rates change" not in capsys.readouterr().out
+    recipe = resolved(**asked)
+    preset = PRESETS[asked["recipe"]]() if isinstance(asked["recipe"], str) else asked["recipe"]
+    assert recipe.dates == preset.dates and "rates change" not in capsys.readouterr().out
 
 
 def test_dates_that_were_typed_stay(capsys):
-    typed = 'dates=[{"epoch": 11, "weights": 0.1}]'
-    assert [date.epoch for date in resolved(recipe="mini", epochs=30, settings=(typed,)).dates] == [11]
+    setting = 'dates=[{"epoch": 11, "weights": 0.1}]'
+    assert [date.epoch for date in resolved(recipe="mini", epochs=30, settings=(setting,)).dates] == [11]
     assert "rates change" not in capsys.readouterr().out
 
 
@@ -89,8 +89,8 @@ def test_a_run_has_its_drop_at_its_share_and_goes_on_with_its_dates(data, tmp_pa
     for flags in (["--epochs", 6], ["--epochs", 7]):
         resume(data, out, *flags)  # --recipe mini is typed each time
         assert [date["epoch"] for date in json.loads((out / "run.json").read_text())["recipe"]["dates"]] == [6]
-    said = capsys.readouterr().out
-    assert "epochs 6 -> 7; the rates change when they did, at epoch 6" in said and "same share" not in said
+    output = capsys.readouterr().out
+    assert "epochs 6 -> 7; the rates change when they did, at epoch 6" in output and "same share" not in output
     assert rates(out) == pytest.approx([0.002] * 15 + [0.0002] * 6)
 
 
@@ -143,8 +143,8 @@ def test_what_would_be_enough_is_said(count, changes, advice, capsys):
     (warning,) = rest
     assert warning.startswith("WARNING: ") and warning.endswith(advice)
     fields = {"batches of": "batch_size", "--epochs": "epochs"}
-    asked = {fields[name]: int(number) for name, number in re.findall(r"(batches of|--epochs) (\d+)", advice)}
-    assert len(said_of(capsys, count, **changes | asked)) == 1  # with what is advised, nothing more is
+    values = {fields[name]: int(number) for name, number in re.findall(r"(batches of|--epochs) (\d+)", advice)}
+    assert len(said_of(capsys, count, **changes | values)) == 1  # with what is advised, nothing more is
 
 
 def test_one_step_and_one_epoch_are_counted(capsys):
@@ -160,5 +160,5 @@ def test_weights_that_have_learned_need_no_warning(data, tmp_path, capsys):
     assert f"{line}WARNING: 9 steps are too few" in capsys.readouterr().out
     resume(data, out, "--steps", 2)
     run(data, tmp_path / "tuned", "--init", out, "--steps", 1)
-    said = capsys.readouterr().out
-    assert said.count(line) == 2 and "too few" not in said
+    output = capsys.readouterr().out
+    assert output.count(line) == 2 and "too few" not in output

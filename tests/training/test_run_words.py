@@ -40,8 +40,8 @@ def no_gpu(monkeypatch):
 )
 def test_hints_fit_what_was_typed(options, fits, others, capsys):
     plan._recipe_and_devices(options, None)
-    said = capsys.readouterr().out
-    assert all(words in said for words in fits) and not any(words in said for words in others), said
+    output = capsys.readouterr().out
+    assert all(words in output for words in fits) and not any(words in output for words in others), output
 
 
 @every("data, typed", [(None, "train --gpus 0,1\n"), ("my photos", "train --gpus 0,1 --data 'my photos'\n")])
@@ -51,9 +51,9 @@ def test_one_gpu_is_told_of_two(data, typed, monkeypatch, capsys):
     monkeypatch.setattr(plan, "here", lambda *_: [torch.device("cuda", 0)] * 2)
     monkeypatch.setattr(plan, "check_kernels", lambda *_: None)
     plan._recipe_and_devices(Options(data=data), None)
-    said = capsys.readouterr().out
-    assert "recipe: paper, the whole network; --recipe chooses another" in said and said.count(TWO) == 1
-    assert typed in said
+    output = capsys.readouterr().out
+    assert "recipe: paper, the whole network; --recipe chooses another" in output and output.count(TWO) == 1
+    assert typed in output
 
 
 def test_a_run_begins_with_a_summary_of_its_recipe(data, tmp_path, monkeypatch, capsys):

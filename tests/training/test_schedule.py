@@ -64,12 +64,12 @@ def test_the_state_of_a_plateau_whose_drop_kept_its_best_is_read():
 
 def test_plateau_rates_are_a_tenth_each_time():
     schedule = make_schedule(dataclasses.replace(paper(), plateau_patience=1))
-    seen = [rates_of(schedule)]
+    rates = [rates_of(schedule)]
     for _ in range(3):
         schedule.observe(50)
         schedule.observe(50)
-        seen.append(rates_of(schedule))
-    assert seen == [{0.01}, {0.001}, {0.0001}, {0.00001}]
+        rates.append(rates_of(schedule))
+    assert rates == [{0.01}, {0.001}, {0.0001}, {0.00001}]
     assert schedule.colour_noise(90) == 0.1
 
 
@@ -189,5 +189,5 @@ def test_dates_count_from_a_layers_own_rate_of_weights():
     plateau = make_schedule(dataclasses.replace(recipe, schedule="plateau", plateau_patience=1))
     for error in (50, 60):
         plateau.observe(error)
-    found = [plateau.rates(1)[name] for name in ("conv1.weight", "conv2.weight", "conv1.bias", "fc8.bias")]
-    assert found == pytest.approx([1e-4, 1e-3, 2e-3, 2e-3])
+    rates = [plateau.rates(1)[name] for name in ("conv1.weight", "conv2.weight", "conv1.bias", "fc8.bias")]
+    assert rates == pytest.approx([1e-4, 1e-3, 2e-3, 2e-3])

@@ -54,8 +54,8 @@ def on_cpu(monkeypatch):
 
 def examine(**options):
     """(pipeline, {what: outcome}, the lines for the user)."""
-    lines, given = [], {name: options.pop(name) for name in ("pipeline_is_chosen", "fresh") if name in options}
-    return *self_check.examine(asked(**options), **given, tell=lines.append), lines
+    lines, choices = [], {name: options.pop(name) for name in ("pipeline_is_chosen", "fresh") if name in options}
+    return *self_check.examine(asked(**options), **choices, tell=lines.append), lines
 
 
 def remembered(tmp_path):
@@ -72,9 +72,9 @@ def no_process(monkeypatch):
 @pytest.mark.process
 @needs_kernels
 def test_what_has_passed_is_remembered(tmp_path, monkeypatch):
-    pipeline, found, lines = examine(devices=(CPU, OTHER))
-    assert pipeline == "raw" and set(found.values()) == {"passed"}
-    assert lines == [f"self-check: {len(found)} to be checked on cpu and cpu:0"]
+    pipeline, outcomes, lines = examine(devices=(CPU, OTHER))
+    assert pipeline == "raw" and set(outcomes.values()) == {"passed"}
+    assert lines == [f"self-check: {len(outcomes)} to be checked on cpu and cpu:0"]
     for what in (
         "lrn_max_pool after conv1 by cpu on cpu",
         "relu_dropout after fc6, fc7 by cpu on cpu",
@@ -83,11 +83,11 @@ def test_what_has_passed_is_remembered(tmp_path, monkeypatch):
         "the exchange for conv3 between cpu and cpu:0",
         "pipeline raw on cpu and cpu:0",
     ):
-        assert what in found
+        assert what in outcomes
     assert len(remembered(tmp_path)) == 2  # of the device, and of the pair; both names are of one device here
     no_process(monkeypatch)
-    pipeline, again, lines = examine(devices=(CPU, OTHER))
-    assert again.keys() == found.keys() and set(again.values()) == {"passed before"} and lines == []
+    pipeline, repeat, lines = examine(devices=(CPU, OTHER))
+    assert repeat.keys() == outcomes.keys() and set(repeat.values()) == {"passed before"} and lines == []
 
 
 @pytest.mark.process
@@ -140,8 +140,8 @@ def test_every_file_that_decides_is_in_the_build(monkeypatch, tmp_path):
 def test_in_a_process_of_its_own(monkeypatch):
     """As it is started outside of these tests."""
     monkeypatch.setattr(isolated, "_start", START)
-    _, found, _ = examine(devices=(CPU, OTHER), kernels="reference")
-    assert set(found.values()) == {"passed"} and len(found) > 3
+    _, outcomes, _ = examine(devices=(CPU, OTHER), kernels="reference")
+    assert set(outcomes.values()) == {"passed"} and len(outcomes) > 3
 
 
 # --- a kernel fails
@@ -174,13 +174,13 @@ def test_a_kernel_that_fails_is_left_out_by_name(fault, monkeypatch):
     function, words = FAULTS[fault]
     plant(monkeypatch, "lrn_pool_backward", function)
     monkeypatch.setattr(isolated, "LIMIT", 1 if fault == "hang" else 60)
-    pipeline, found, lines = examine(settings=['conv2.then=["relu"]', 'conv5.then=["relu"]'])
+    pipeline, outcomes, lines = examine(settings=['conv2.then=["relu"]', 'conv5.then=["relu"]'])
     warnings = [line for line in lines if line.startswith("WARNING")]
     assert len(warnings) == 1 and "\n" not in warnings[0]
     assert warnings[0].startswith(f"WARNING: self-check: lrn_max_pool after conv1 by cpu on cpu {words}")
     assert warnings[0].endswith("; it is left out, and reference takes its place")
-    failed = found.pop("lrn_max_pool after conv1 by cpu on cpu")
-    assert failed.startswith(f"left out: {words}") and set(found.values()) == {"passed"} and pipeline == "raw"
+    message = outcomes.pop("lrn_max_pool after conv1 by cpu on cpu")
+    assert message.startswith(f"left out: {words}") and set(outcomes.values()) == {"passed"} and pipeline == "raw"
     assert dispatch.resolve("auto", "cpu", "lrn_max_pool") == "reference"
     assert dispatch.resolve("auto", "cpu", "max_pool") == "cpu"
     assert dispatch.used("auto", CPU) == "cpu (lrn_max_pool: reference)"
@@ -190,13 +190,13 @@ def test_a_kernel_that_fails_is_left_out_by_name(fault, monkeypatch):
 @needs_kernels
 def test_each_kernel_that_fails_is_left_out_and_checked_again_next_time(monkeypatch):
     plant(monkeypatch, "lrn_pool_backward", raising)
-    _, found, lines = examine()
-    left_out = [what.split()[0] for what, outcome in found.items() if outcome.startswith("left out")]
+    _, outcomes, lines = examine()
+    left_out = [what.split()[0] for what, outcome in outcomes.items() if outcome.startswith("left out")]
     assert left_out == ["lrn_max_pool", "max_pool"]
     assert sum(line.startswith("WARNING") for line in lines) == 2
-    _, again, lines = examine()
-    assert [what for what, outcome in again.items() if outcome != "passed before"] == [
-        what for what, outcome in found.items() if outcome.startswith("left out")
+    _, repeat, lines = examine()
+    assert [what for what, outcome in repeat.items() if outcome != "passed before"] == [
+        what for what, outcome in outcomes.items() if outcome.startswith("left out")
     ]
     assert sum(line.startswith("WARNING") for line in lines) == 2
 
@@ -218,16 +218,16 @@ def test_a_kernel_that_was_chosen_is_an_error(monkeypatch):
 def test_the_augmentation_is_left_out_whatever_kernels_were_chosen(monkeypatch):
     """--kernels says nothing about it."""
     plant(monkeypatch, "augment", raising)
-    pipeline, found, lines = examine(kernels="cpu", pipeline_is_chosen=True)
-    assert found["augment by cpu on cpu"].startswith("left out")
-    assert pipeline == "raw" and found["pipeline raw on cpu"] == "passed"
+    pipeline, outcomes, lines = examine(kernels="cpu", pipeline_is_chosen=True)
+    assert outcomes["augment by cpu on cpu"].startswith("left out")
+    assert pipeline == "raw" and outcomes["pipeline raw on cpu"] == "passed"
     assert dispatch.resolve("auto", "cpu", "augment") == "reference"
 
 
 @pytest.mark.process
 def test_the_reference_needs_no_check_of_kernels():
-    _, found, _ = examine(kernels="reference", pipeline="torch", storage="files")
-    assert list(found) == ["pipeline torch on cpu"]
+    _, outcomes, _ = examine(kernels="reference", pipeline="torch", storage="files")
+    assert list(outcomes) == ["pipeline torch on cpu"]
 
 
 # --- a pipeline, a crossing, a device
@@ -236,10 +236,10 @@ def test_the_reference_needs_no_check_of_kernels():
 @pytest.mark.process
 def test_a_pipeline_with_a_wrong_pixel_gives_way(monkeypatch):
     one_wrong_pixel(monkeypatch)
-    pipeline, found, lines = examine()
-    assert pipeline == "torch" and found["pipeline torch on cpu"] == "passed"
+    pipeline, outcomes, lines = examine()
+    assert pipeline == "torch" and outcomes["pipeline torch on cpu"] == "passed"
     words = "left out: differs from the reference in the pixels of a batch: off by 0.1"
-    assert found["pipeline raw on cpu"].startswith(words)
+    assert outcomes["pipeline raw on cpu"].startswith(words)
     assert lines[1].endswith("it is left out, and pipeline torch takes its place")
     with pytest.raises(UserError, match="^--pipeline raw: self-check: pipeline raw on cpu differs .*; --pipeline auto"):
         examine(pipeline_is_chosen=True)
@@ -279,13 +279,13 @@ def test_a_stale_crossing_ends_the_run(pass_, words, monkeypatch):
 @pytest.mark.process
 def test_a_device_that_can_t_be_used_is_said_and_nothing_is_left_out(monkeypatch):
     monkeypatch.setattr(device_checks, "prepare", no_device)
-    pipeline, found, lines = examine()
+    pipeline, outcomes, lines = examine()
     assert lines[1] == "WARNING: self-check: nothing more can be checked: cuda:0 can't be used: busy"
-    assert pipeline == "raw" and set(found.values()) == {"not checked: cuda:0 can't be used: busy"}
+    assert pipeline == "raw" and set(outcomes.values()) == {"not checked: cuda:0 can't be used: busy"}
     assert dispatch.used("auto", CPU) == dispatch.resolve("auto", "cpu")
     monkeypatch.setattr(device_checks, "prepare", dying)
-    _, found, _ = examine()
-    assert set(found.values()) == {"not checked: the process for it ends its process by SIGSEGV"}
+    _, outcomes, _ = examine()
+    assert set(outcomes.values()) == {"not checked: the process for it ends its process by SIGSEGV"}
 
 
 def no_device(devices, left_out):
@@ -326,25 +326,25 @@ def test_a_memory_that_can_t_be_kept_is_said_once(kind, tmp_path, monkeypatch):
         (file,) = remembered(tmp_path)
         file.unlink()
         file.mkdir()
-    _, found, lines = examine(devices=(CPU, OTHER))
-    said = [line for line in lines if "can't be remembered" in line]
-    assert len(said) == 1 and "\n" not in said[0] and set(found.values()) == {"passed"}
+    _, outcomes, lines = examine(devices=(CPU, OTHER))
+    messages = [line for line in lines if "can't be remembered" in line]
+    assert len(messages) == 1 and "\n" not in messages[0] and set(outcomes.values()) == {"passed"}
     if kind == "a directory in the way":
         assert not [path for path in remembered(tmp_path) if path.name.endswith(".partial")]
 
 
 def test_two_that_remember_at_once_leave_a_whole_file(tmp_path):
-    found = needed_checks.checks(asked())
+    checks = needed_checks.checks(asked())
     threads = [
-        threading.Thread(target=self_check.PassedChecks(print).keep, args=(found[number::4],)) for number in range(4)
+        threading.Thread(target=self_check.PassedChecks(print).keep, args=(checks[number::4],)) for number in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     (file,) = remembered(tmp_path)
-    passed = json.loads(file.read_bytes())["passed"]
-    assert passed and set(passed) <= {check.identity for check in found}
+    identities = json.loads(file.read_bytes())["passed"]
+    assert identities and set(identities) <= {check.identity for check in checks}
 
 
 def test_where_the_memory_lies(monkeypatch, tmp_path):
@@ -352,8 +352,8 @@ def test_where_the_memory_lies(monkeypatch, tmp_path):
 
     assert machine.cache_directory() == tmp_path / "cache"
     monkeypatch.setenv("HOME", str(tmp_path))
-    for given in ("", "relative/cache"):  # as the specification has it
-        monkeypatch.setenv("XDG_CACHE_HOME", given)
+    for folder in ("", "relative/cache"):  # as the specification has it
+        monkeypatch.setenv("XDG_CACHE_HOME", folder)
         assert machine.cache_directory() == tmp_path / ".cache"
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert machine.cache_directory() is None
@@ -376,17 +376,17 @@ def test_a_run_on_a_cpu_is_not_checked(data, quick, tmp_path, monkeypatch):
 def test_a_run_records_what_was_checked_and_resumed_too(on_cpu, data, quick, tmp_path, monkeypatch, capsys):
     plant(monkeypatch, "lrn_pool_backward", raising)
     out = run(data, tmp_path / "run", "--steps", 2)
-    found, said = record(out), capsys.readouterr().out
-    assert found["lrn_max_pool after conv1 by cpu on cpu"].startswith("left out: raises RuntimeError")
-    without = "cpu (lrn_max_pool: reference, max_pool: reference)"
-    assert found["pipeline torch on cpu"] == "passed" and read_run(out)["kernels"] == without
-    assert "self-check: 3 of 5 checks passed\n" in said and f"kernels {without}" in said
+    outcomes, output = record(out), capsys.readouterr().out
+    assert outcomes["lrn_max_pool after conv1 by cpu on cpu"].startswith("left out: raises RuntimeError")
+    kernels = "cpu (lrn_max_pool: reference, max_pool: reference)"
+    assert outcomes["pipeline torch on cpu"] == "passed" and read_run(out)["kernels"] == kernels
+    assert "self-check: 3 of 5 checks passed\n" in output and f"kernels {kernels}" in output
     monkeypatch.setattr(lrn_pool, "compiled", dispatch.compiled)
     resume(data, out, "--steps", 3)
-    again, said = record(out), capsys.readouterr().out
-    assert set(again.values()) == {"passed", "passed before"}
-    assert again["lrn_max_pool after conv1 by cpu on cpu"] == "passed"
-    assert f"kernels: {without} -> cpu" in said  # no longer bit for bit
+    repeat, output = record(out), capsys.readouterr().out
+    assert set(repeat.values()) == {"passed", "passed before"}
+    assert repeat["lrn_max_pool after conv1 by cpu on cpu"] == "passed"
+    assert f"kernels: {kernels} -> cpu" in output  # no longer bit for bit
 
 
 def test_a_run_without_the_check(on_cpu, data, quick, tmp_path, monkeypatch):
@@ -420,12 +420,12 @@ def test_a_chosen_kernel_that_fails_leaves_no_run(on_cpu, data, quick, tmp_path,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_during_the_check(number, on_cpu, data, quick, tmp_path, monkeypatch, capsys):
     """The process of the check ends, nothing is left, and the run says so."""
-    started = []
+    processes = []
 
     def start(connection):
-        started.append(Forked(connection))
+        processes.append(Forked(connection))
         threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
-        return started[0]
+        return processes[0]
 
     monkeypatch.setattr(isolated, "_start", start)
     monkeypatch.setattr(device_checks, "fused_operation", hanging)
@@ -433,10 +433,14 @@ def test_ctrl_c_during_the_check(number, on_cpu, data, quick, tmp_path, monkeypa
     monkeypatch.setattr(pipeline_check, "pipeline", hanging)
     assert train.main([*TINY, "--data", str(data), "--out", str(tmp_path / "run")]) == 0
     assert "stopped before the first step" in capsys.readouterr().out and not (tmp_path / "run").exists()
-    assert started[0].returncode == -signal.SIGKILL
+    assert processes[0].returncode == -signal.SIGKILL
 
 
 @pytest.mark.gpu(reason="needs a GPU")
 def test_a_gpu_is_known_by_what_stays():
-    found = self_check._identity_of(torch.device("cuda:0"))
-    assert found == self_check._identity_of(torch.device("cuda", 0)) and "0x" not in str(found) and len(found[1]) > 30
+    identity = self_check._identity_of(torch.device("cuda:0"))
+    assert (
+        identity == self_check._identity_of(torch.device("cuda", 0))
+        and "0x" not in str(identity)
+        and len(identity[1]) > 30
+    )

@@ -105,13 +105,13 @@ class _Memory:
 
 def taped(recipe, devices):
     """(steps of a whole pass of a network, streams): it is computed on a CPU, as if its towers were on the devices."""
-    numbered = Numbered()
-    streams = {device: numbered.stream(device) for device in dict.fromkeys(devices)}
-    copy_streams = {way: numbered.stream(way[0]) for way in (tuple(devices), tuple(devices[::-1]))}
+    registry = Numbered()
+    streams = {device: registry.stream(device) for device in dict.fromkeys(devices)}
+    copy_streams = {way: registry.stream(way[0]) for way in (tuple(devices), tuple(devices[::-1]))}
 
     class Writing(cuda_graphs.Tape):
         def run(self, tower, function, *arguments):
-            self.steps.append(("launch", numbered.graph(), devices[tower]))
+            self.steps.append(("launch", registry.graph(), devices[tower]))
             return function(*arguments)
 
         def cross(self, edge, pass_, outgoing, arriving):
@@ -185,13 +185,13 @@ def test_nothing_is_read_too_early_or_written_too_early(recipe, devices, on_host
             continue
         thing = "copy", copy.place.data_ptr()
         before, after = [
-            [("graph", one.number) for kind, one, *where in some if kind == "launch" and where == [device]]
-            for some, device in (
+            [("graph", subject.number) for kind, subject, *where in part if kind == "launch" and where == [device]]
+            for part, device in (
                 (steps[:position], copy.tensor.device),
                 (steps[steps.index(("receive", copy)) :], copy.place.device),
             )
         ]
-        everything = [
+        all_graphs = [
             [graph for graph, device in graphs if device == where] for where in (copy.place.device, copy.tensor.device)
         ]
         for time in (1, 2, 3):
@@ -200,8 +200,8 @@ def test_nothing_is_read_too_early_or_written_too_early(recipe, devices, on_host
             for graph in after:  # what is received has come
                 assert (thing, time) in clocks.done[graph][time - 1]
             if time > 1:  # the place was read, and what is copied is not made anew before
-                assert all((graph, time - 1) in clocks.done[thing][time - 1] for graph in everything[0])
-                assert all((thing, time - 1) in clocks.done[graph][time - 1] for graph in everything[1])
+                assert all((graph, time - 1) in clocks.done[thing][time - 1] for graph in all_graphs[0])
+                assert all((thing, time - 1) in clocks.done[graph][time - 1] for graph in all_graphs[1])
     # Afterwards both devices' streams have waited for all of it.
     copies = [("copy", step[1].place.data_ptr()) for step in steps if step[0] == "send"]
     for stream in streams.values():
@@ -214,29 +214,29 @@ def test_the_own_half_is_computed_while_the_other_flies(on_host):
     steps, streams = taped(mini(), DEVICES)
     clocks = Clocks()
     clocks.play(on_host(tape_program.Program(steps, streams).table)[0])
-    received = {device: set() for device in DEVICES}
+    receipts = {device: set() for device in DEVICES}
     for what, subject, *where in steps:
         if what == "receive":
-            received[subject.place.device].add(("copy", subject.place.data_ptr()))
+            receipts[subject.place.device].add(("copy", subject.place.data_ptr()))
         elif what == "launch":
-            known = {thing for thing, _ in clocks.done["graph", subject.number][0] if thing[0] == "copy"}
+            copies = {thing for thing, _ in clocks.done["graph", subject.number][0] if thing[0] == "copy"}
             # What the other tower had received before it sent is known, too; but nothing that flies now.
             sent_here = {
                 ("copy", copy.place.data_ptr())
                 for kind, copy, *_ in steps
                 if kind == "send" and copy.place.device == where[0]
             }
-            assert known & sent_here == received[where[0]]
+            assert copies & sent_here == receipts[where[0]]
 
 
 @pytest.mark.compile
 def test_the_calls_are_those_of_the_table(on_host):
     """Devices are made current where they have to be, and the one of before in the end; a copy within a device is
     one."""
-    numbered = Numbered()
-    streams = {device: numbered.stream(device) for device in DEVICES}
-    first, second = numbered.graph(), numbered.graph()
-    out = numbered.stream(DEVICES[1])
+    registry = Numbered()
+    streams = {device: registry.stream(device) for device in DEVICES}
+    first, second = registry.graph(), registry.graph()
+    out = registry.stream(DEVICES[1])
     copy = Copy((DEVICES[1], DEVICES[0]), out, 48)
     steps = [("launch", first, DEVICES[1]), ("send", copy), ("receive", copy), ("launch", second, DEVICES[0])]
     program = tape_program.Program(steps, streams)
@@ -251,13 +251,13 @@ def test_the_calls_are_those_of_the_table(on_host):
     assert [call[0] for call in calls].count(SET) <= 6 and calls[0][0] == GET
     for what, current, *words in calls:  # an event is recorded on a stream of the current device
         if what == RECORD:
-            there = [stream for stream in (*streams.values(), out) if stream.device.index == current]
-            assert words[1] in [stream.cuda_stream for stream in there]
-    within = Copy(DEVICES[:1] * 2, numbered.stream(DEVICES[0]), 48)
-    program = tape_program.Program([("send", within), ("receive", within)], {DEVICES[0]: streams[DEVICES[0]]})
+            candidates = [stream for stream in (*streams.values(), out) if stream.device.index == current]
+            assert words[1] in [stream.cuda_stream for stream in candidates]
+    local_copy = Copy(DEVICES[:1] * 2, registry.stream(DEVICES[0]), 48)
+    program = tape_program.Program([("send", local_copy), ("receive", local_copy)], {DEVICES[0]: streams[DEVICES[0]]})
     calls = on_host(program.table, device=1)[0]
-    place, source = within.place.data_ptr(), within.tensor.data_ptr()
-    assert [COPY_WITHIN, 0, place, source, 48, 3, within.out.cuda_stream, 0] in calls
+    place, source = local_copy.place.data_ptr(), local_copy.tensor.data_ptr()
+    assert [COPY_WITHIN, 0, place, source, 48, 3, local_copy.out.cuda_stream, 0] in calls
     assert calls[-1][0] == SET and calls[-1][2] == 1
 
 
@@ -285,13 +285,13 @@ def test_every_call_that_fails_is_named(devices, on_host):
     table = tape_program.Program(*taped(mini(), devices)).table
     calls = on_host(table)[0]
     for number, (what, *_) in enumerate(calls):
-        made, failure, name, device = on_host(table, fail=number)
+        calls_made, failure, name, device = on_host(table, fail=number)
         assert (name, failure[1]) == (NAMES[what], REFUSED)
         rows = [row for row, call in enumerate(calls[: number + 1]) if call[0] not in (GET, SET)]
         if what not in (GET, SET):
             assert failure[0] == len(rows) - 1 < len(table)
-        later = [call[0] for call in made[number + 1 :]]
-        assert later in ([], [SET]) and (device == 0 or number == len(calls) - 1 or what == SET)
+        kinds = [call[0] for call in calls_made[number + 1 :]]
+        assert kinds in ([], [SET]) and (device == 0 or number == len(calls) - 1 or what == SET)
 
 
 @pytest.mark.compile
@@ -303,14 +303,14 @@ def test_a_row_of_no_kind_is_refused(on_host):
 @pytest.fixture
 def compiled(monkeypatch):
     """A library that has the operator. What is replayed is written down."""
-    replayed = []
-    monkeypatch.setattr(tape_program, "operator", lambda: replayed.append)
-    return replayed
+    tables = []
+    monkeypatch.setattr(tape_program, "operator", lambda: tables.append)
+    return tables
 
 
 class Graph:
-    def __init__(self, happened):
-        self.happened, self.freed = happened, False
+    def __init__(self, history):
+        self.happened, self.freed = history, False
 
     def raw_cuda_graph_exec(self):
         return 5
@@ -322,10 +322,10 @@ class Graph:
         self.freed = True
 
 
-def tape_of(happened, devices=DEVICES, copy_stream=True, graph=Graph):
+def tape_of(history, devices=DEVICES, copy_stream=True, graph=Graph):
     graphs = types.SimpleNamespace(
         streams={device: Numbered().stream(device) for device in devices},
-        capture=lambda function, pool, device: (graph(happened), function()),
+        capture=lambda function, pool, device: (graph(history), function()),
     )
     exchange = types.SimpleNamespace(
         devices=devices, towers=range(len(devices)), copy_stream=copy_stream, between="devices"
@@ -336,38 +336,38 @@ def tape_of(happened, devices=DEVICES, copy_stream=True, graph=Graph):
 
 
 def test_the_operator_replays_where_it_is_there(compiled):
-    happened = []
-    tape = tape_of(happened)
+    history = []
+    tape = tape_of(history)
     tape.replay()
     tape.replay()
-    assert happened == [] and len(compiled) == 2 and compiled[0] is compiled[1]
+    assert history == [] and len(compiled) == 2 and compiled[0] is compiled[1]
     assert [row[3].item() for row in compiled[0] if row[0] == tape_program.LAUNCH] == [5]
     tape.reset()
     assert tape.steps[0][1].freed and not tape.program
 
 
 def test_a_library_without_the_operator_leaves_it_to_python(monkeypatch):
-    happened = []
-    monkeypatch.setattr(cuda_graphs, "settle", lambda devices: happened.append("settle"))
+    history = []
+    monkeypatch.setattr(cuda_graphs, "settle", lambda devices: history.append("settle"))
     monkeypatch.setattr(tape_program, "operator", lambda: None)
-    tape_of(happened).replay()
-    assert happened == ["settle", "replay", "settle"]
+    tape_of(history).replay()
+    assert history == ["settle", "replay", "settle"]
 
 
 @pytest.mark.parametrize("why", ["a CPU", "no copy stream", "an old torch", "gaps in memory", "another dtype"])
 def test_what_a_table_can_not_say_is_left_to_python(why, compiled, monkeypatch):
-    happened = []
+    history = []
     monkeypatch.setattr(cuda_graphs, "settle", lambda devices: None)
 
     class OldGraph:
-        def __init__(self, happened):
+        def __init__(self, history):
             pass
 
         def replay(self):
-            happened.append("replay")
+            history.append("replay")
 
     tape = tape_of(
-        happened,
+        history,
         [torch.device("cpu")] * 2 if why == "a CPU" else DEVICES,
         copy_stream=why != "no copy stream",
         graph=OldGraph if why == "an old torch" else Graph,
@@ -377,10 +377,10 @@ def test_what_a_table_can_not_say_is_left_to_python(why, compiled, monkeypatch):
         tensor = place = torch.ones(4, 12)[:, :6]
     elif why == "another dtype":
         place = place.double()
-    copy = types.SimpleNamespace(tensor=tensor, place=place, begin=lambda: happened.append("begin"))
+    copy = types.SimpleNamespace(tensor=tensor, place=place, begin=lambda: history.append("begin"))
     tape.steps.append(("send", copy))
     tape.replay()
-    assert happened == ["replay", "begin"] and compiled == []
+    assert history == ["replay", "begin"] and compiled == []
 
 
 def test_the_operator_of_this_library_is_known():

@@ -26,21 +26,21 @@ def whole(data, tmp_path_factory):
 
 def test_a_killed_rank_is_started_again_and_goes_on_bit_for_bit(data, tmp_path, without_bytes, whole):
     out = tmp_path / "run"
-    every = "--checkpoint-every", 10, "--keep-every", 20
-    process = torchrun(data, out, *APART, *EPOCHS, "--resume", "auto", *every, restarts=1)
+    flags = "--checkpoint-every", 10, "--keep-every", 20
+    process = torchrun(data, out, *APART, *EPOCHS, "--resume", "auto", *flags, restarts=1)
     until_step(process, out, 15)
     os.kill(workers(process)[0], signal.SIGKILL)
-    status, said, ours = ended(process)
-    assert status == 0 and "resumed from" in said
+    status, output, ours = ended(process)
+    assert status == 0 and "resumed from" in output
     assert len(ours) <= 1 and all("another process of this job ended" in line for line in ours)  # or torchrun was first
     for directory in checkpoints.listing(out).values():
         checkpoint_format.verify(directory)
     assert_same_end(out, whole)
-    kept = [
+    kernels = [
         {step: first_layers.read(path).tobytes() for step, path in first_layers.listing(of).items()}
         for of in (out, whole)
     ]
-    assert kept[0] == kept[1] and list(kept[0]) == [0, 20, 40, 60]
+    assert kernels[0] == kernels[1] and list(kernels[0]) == [0, 20, 40, 60]
 
 
 def test_a_stop_is_saved_by_all_and_said_once(data, tmp_path, without_bytes, whole):
@@ -48,16 +48,16 @@ def test_a_stop_is_saved_by_all_and_said_once(data, tmp_path, without_bytes, who
     process = torchrun(data, out, *APART, *EPOCHS)
     until_step(process, out, 5)
     process.send_signal(signal.SIGTERM)
-    status, said, ours = ended(process)
+    status, output, ours = ended(process)
     assert status != 0 and ours == ["stopping after this step; once more to stop without saving"]
-    assert f"stopped as asked after step {state(newest(out))['step']}" in said
+    assert f"stopped as asked after step {state(newest(out))['step']}" in output
     run(data, out, *EPOCHS, "--resume", "auto")
     assert_same_end(out, whole)
 
 
 def test_wrong_use_is_said_once_and_not_tried_again(data, tmp_path):
     process = torchrun(data, tmp_path / "run", *APART, "--gpus", "0,1", restarts=3)
-    status, said, ours = ended(process)
+    status, output, ours = ended(process)
     assert status != 0 and len(ours) == 1 and "GPU 0 is not there" in ours[0] and not (tmp_path / "run").exists()
 
 

@@ -54,10 +54,10 @@ def as_on_a_gpu(monkeypatch):
 
 
 def behind_the_host(monkeypatch, steps):
-    begin = Trainer.__init__
+    original = Trainer.__init__
 
     def init(self, *arguments, **options):
-        begin(self, *arguments, **options)
+        original(self, *arguments, **options)
         self.on_gpu = True
 
     monkeypatch.setattr(Trainer, "__init__", init)
@@ -126,10 +126,10 @@ CASES = {
 }
 
 
-def names_of_step(data, seen, step):
+def names_of_step(data, entries, step):
     """The images of a step, by name."""
     names = open_dataset(str(data), 40).splits["train"].names
-    return [str(names[number]) for number in next(entry for entry in seen if entry[0] == step)[2]]
+    return [str(names[number]) for number in next(entry for entry in entries if entry[0] == step)[2]]
 
 
 @pytest.fixture(scope="module")
@@ -137,21 +137,21 @@ def images_of(data, tmp_path_factory):
     """images_of(step): the names of a step's images."""
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch)
-        read = see_steps(patch)
+        entries = see_steps(patch)
         run(data, tmp_path_factory.mktemp("read") / "run")
-    return lambda step: names_of_step(data, read, step)
+    return lambda step: names_of_step(data, entries, step)
 
 
 def stopped(data, out, monkeypatch, step, action, *more):
     """(the line that ends the run, how many steps were begun): a run whose numbers are spoiled just before a step."""
-    begun, function = [], Trainer.one_step
+    counts, function = [], Trainer.one_step
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "one_step", lambda self, batch: (begun.append(self.step + 1), function(self, batch)))
+        patch.setattr(Trainer, "one_step", lambda self, batch: (counts.append(self.step + 1), function(self, batch)))
         add_to_step(patch, step, action)
-        with pytest.raises(UserError) as raised:
+        with pytest.raises(UserError) as error:
             resume(data, out, *more)
-    assert "\n" not in str(raised.value)
-    return str(raised.value), begun[-1]
+    assert "\n" not in str(error.value)
+    return str(error.value), counts[-1]
 
 
 def assert_stopped(data, out, monkeypatch, images_of, step, case, *more, later=0):
@@ -346,12 +346,12 @@ def test_an_exception_in_the_pipeline_comes_after_a_save(
     """Which is of the last whole step, though the interval isn't over."""
     from alexnet_mp.data import pipeline_torch
 
-    drawn = pipeline_torch.draws
+    original_draws = pipeline_torch.draws
 
     def failing(recipe, epoch, images, positions):
         if epoch == 2 and 9 in positions:  # in its second batch; two pipelines draw for several
             raise RuntimeError("the disk was pulled out")
-        return drawn(recipe, epoch, images, positions)
+        return original_draws(recipe, epoch, images, positions)
 
     with monkeypatch.context() as patch:
         for module in (batches, pipeline_torch):
@@ -393,9 +393,9 @@ def test_a_killed_process_that_reads_costs_no_step(moment, data, tmp_path, monke
     assert state(newest(out))["step"] >= 5
     steps = [line["step"] for line in lines(out) if line["kind"] == "train"]
     assert steps == list(range(1, state(newest(out))["step"] + 1))
-    longer = run(data, tmp_path / "longer", "--epochs", 20, "--steps", steps[-1] + 2)
+    reference = run(data, tmp_path / "longer", "--epochs", 20, "--steps", steps[-1] + 2)
     resume(data, out, "--epochs", 20, "--steps", steps[-1] + 2)
-    assert_same_end(out, longer)
+    assert_same_end(out, reference)
 
 
 def test_an_error_while_the_last_checkpoint_is_saved_does_not_hide_the_first(data, tmp_path, monkeypatch, capsys):
@@ -420,6 +420,6 @@ def test_a_run_that_took_no_step_has_no_loss_to_say(data, tmp_path, monkeypatch,
         run(data, tmp_path / "run")
     capsys.readouterr()
     resume(data, tmp_path / "run")
-    said = capsys.readouterr().out
-    assert f"step {PER_EPOCH}: validation loss" in said and "nan" not in said
+    output = capsys.readouterr().out
+    assert f"step {PER_EPOCH}: validation loss" in output and "nan" not in output
     assert torch.get_num_threads() == 1

@@ -38,12 +38,12 @@ def machines():
     cards, addresses = ["alexnet-a", "alexnet-b"], ["10.91.7.1", "10.91.7.2"]
     try:
         for name in names:
-            if (made := ip("netns", "add", name)).returncode:
-                pytest.skip(f"the kernel forbids a network namespace: {made.stderr.strip()}")
+            if (process := ip("netns", "add", name)).returncode:
+                pytest.skip(f"the kernel forbids a network namespace: {process.stderr.strip()}")
         peer = ("peer", "name", cards[1], "netns", names[1])
-        made = ip("link", "add", cards[0], "netns", names[0], "type", "veth", *peer)
-        if made.returncode:
-            pytest.skip(f"the kernel forbids a cable between namespaces: {made.stderr.strip()}")
+        process = ip("link", "add", cards[0], "netns", names[0], "type", "veth", *peer)
+        if process.returncode:
+            pytest.skip(f"the kernel forbids a cable between namespaces: {process.stderr.strip()}")
         for name, card, address in zip(names, cards, addresses):
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "addr", "add", f"{address}/24", "dev", card)
@@ -87,9 +87,9 @@ def job(machines, data, out, *more, script=None):
 )
 def test_a_run_over_a_cable_is_that_of_one_process(how, flags, machines, data, tmp_path, without_bytes):
     processes = job(machines, data, tmp_path / "run", *EPOCHS, *flags, *how)
-    (status, said, ours), (other_status, other_said, other_ours) = map(ended, processes)
+    (status, output, ours), (other_status, other_output, other_ours) = map(ended, processes)
     assert (status, other_status) == (0, 0) and ours == other_ours == []
-    assert sorted(len(each) > 0 for each in (said, other_said)) == [False, True]  # rank 0 alone, on either machine
+    assert sorted(len(text) > 0 for text in (output, other_output)) == [False, True]  # rank 0 alone, on either machine
     assert_same_end(tmp_path / "run", run(data, tmp_path / "one", *EPOCHS, *flags))
 
 

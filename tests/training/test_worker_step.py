@@ -22,12 +22,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WORKERS = (1, 2, 3, 4)
 
 
-def assert_same(found, expected):
+def assert_same(outcome, expected):
     """Within 1e-12 of the largest value."""
     numbers, *tensors = expected
-    for (loss, right), (expected_loss, expected_right) in zip(found["numbers"], numbers, strict=True):
+    for (loss, right), (expected_loss, expected_right) in zip(outcome["numbers"], numbers, strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-12) and right == expected_right
-    for mine, whole in zip((found["weights"], found["velocities"]), tensors):
+    for mine, whole in zip((outcome["weights"], outcome["velocities"]), tensors):
         assert mine.keys() == whole.keys()
         for name, tensor in whole.items():
             torch.testing.assert_close(mine[name], tensor.detach(), rtol=1e-12, atol=1e-12 * tensor.abs().max().item())
@@ -45,13 +45,13 @@ def test_however_many_workers_take_the_steps_of_the_whole_network(size, frozen):
     of = recipe(size)
     expected = by_hand(of, frozen=frozen)
     for count in WORKERS if size == 2 and not frozen else (1, 3):
-        found = Threads(count).run(lambda workers: steps(workers, of, frozen=frozen))
-        assert_same(found[0], expected)
-        for each in found:
-            assert each["numbers"] == found[0]["numbers"] and each["step"] == len(COUNTS)
-            assert each["checked"] == sum(-(-images // size) for images in COUNTS)
+        outcomes = Threads(count).run(lambda workers: steps(workers, of, frozen=frozen))
+        assert_same(outcomes[0], expected)
+        for outcome in outcomes:
+            assert outcome["numbers"] == outcomes[0]["numbers"] and outcome["step"] == len(COUNTS)
+            assert outcome["checked"] == sum(-(-images // size) for images in COUNTS)
             for name in ("conv1.weight", "conv5.bias"):
-                assert torch.equal(each["weights"][name], found[0]["weights"][name])
+                assert torch.equal(outcome["weights"][name], outcomes[0]["weights"][name])
 
 
 def test_updated_once_a_minibatch_they_take_everyones_steps():
@@ -75,7 +75,7 @@ def test_the_ledger_by_hand():
     sizes = {size.layer.name: size for size in shapes.sizes(of, CLASSES)}
     convolutions = sum(size.parameters for size in sizes.values() if size.layer.kind == "conv")
     for count in WORKERS:
-        found = Threads(count).run(lambda workers: steps(workers, of))
+        outcomes = Threads(count).run(lambda workers: steps(workers, of))
         for number, images in enumerate(COUNTS):
             others = (count - 1) * images * 8
             expected = {
@@ -85,11 +85,11 @@ def test_the_ledger_by_hand():
             }
             for edge, values in (("fc6", 5 * 1 * 1), ("fc7", 11), ("fc8", 9)):
                 expected |= {(edge, "all", pass_, others * values) for pass_ in ("forward", "backward")}
-            ledger = found[0]["ledgers"][number]
+            ledger = outcomes[0]["ledgers"][number]
             assert set(ledger) == (expected if count > 1 else set())
-            assert all(each["ledgers"][number] == ledger for each in found)
-            sent = sum(each["wires"][number] for each in found)
-            assert sent == sum(size for what, *_, size in ledger if what != "convolutions")
+            assert all(outcome["ledgers"][number] == ledger for outcome in outcomes)
+            total = sum(outcome["wires"][number] for outcome in outcomes)
+            assert total == sum(size for what, *_, size in ledger if what != "convolutions")
 
 
 def test_a_test_is_that_of_the_whole_network():
@@ -105,10 +105,10 @@ def test_a_test_is_that_of_the_whole_network():
             mine = parts[workers.number]
             return network.without_images() if mine is None else network(mine)
 
-    found = Threads(4).run(test)
-    assert found.pop(2) is None
+    outputs = Threads(4).run(test)
+    assert outputs.pop(2) is None
     with torch.no_grad():
-        torch.testing.assert_close(torch.cat(found).clone(), whole(images), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(torch.cat(outputs).clone(), whole(images), rtol=1e-12, atol=1e-12)
 
 
 def test_a_checkpoint_knows_no_workers():
@@ -119,13 +119,15 @@ def test_a_checkpoint_knows_no_workers():
 
     def through(workers):
         network = WorkerAlexNet(of, "cpu", CLASSES, "auto", workers)
-        drawn = network.merged_state()
+        state = network.merged_state()
         network.load_merged(changed)
-        return drawn, network.merged_state()
+        return state, network.merged_state()
 
     for count in WORKERS:
-        for found, expected in zip(Threads(count).run(through)[0], (whole, changed), strict=True):
-            assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+        for network_state, expected in zip(Threads(count).run(through)[0], (whole, changed), strict=True):
+            assert network_state.keys() == expected.keys() and all(
+                torch.equal(network_state[name], expected[name]) for name in network_state
+            )
 
 
 def test_bfloat16_is_near_float32():
@@ -138,13 +140,13 @@ def test_bfloat16_is_near_float32():
         optimizer.set_rates(rates_of(of))
         ((images, labels),) = batches(of, (9,))
         pieces = Pieces(workers.number, workers.count)
-        taken, read = WorkerStep(network, optimizer, pieces), pieces.read(9)
-        loss, *_ = taken([images[read].to(dtype)], labels[read], lambda loss: None, 9)
+        worker_step, piece = WorkerStep(network, optimizer, pieces), pieces.read(9)
+        loss, *_ = worker_step([images[piece].to(dtype)], labels[piece], lambda loss: None, 9)
         return loss.item(), network.merged(optimizer.velocities())
 
-    loss, exact = step(Workers(ALONE, torch.device("cpu")), torch.float32)
-    rounded_loss, rounded = Threads(2).run(lambda workers: step(workers, torch.bfloat16))[0]
-    assert rounded_loss == pytest.approx(loss, rel=0.02)
-    for name, velocity in exact.items():
-        assert rounded[name].dtype == torch.float32
-        assert (rounded[name] - velocity).norm() < 0.2 * velocity.norm(), name
+    loss, velocities = step(Workers(ALONE, torch.device("cpu")), torch.float32)
+    bf16_loss, bf16_velocities = Threads(2).run(lambda workers: step(workers, torch.bfloat16))[0]
+    assert bf16_loss == pytest.approx(loss, rel=0.02)
+    for name, velocity in velocities.items():
+        assert bf16_velocities[name].dtype == torch.float32
+        assert (bf16_velocities[name] - velocity).norm() < 0.2 * velocity.norm(), name
