@@ -96,7 +96,7 @@ class Ensemble(Kind):
                 [average - each for each in members] if len(ensembles) == 1 else [average - float(np.mean(members))]
             )
         seven = any("five" in ensemble for ensemble in ensembles)
-        what = "the average of seven minus that of five" if seven else "the average minus its members"
+        what = "the average of seven minus the average of five" if seven else "the average minus its members"
         return [Outcome(what, tuple(values), one_average=len(ensembles) == 1 and not seven)]
 
     def figure(self, axes: "Axes", record: dict, colours: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
-"""One picture of what came of the claims: each comparison that a verdict rests on, beside the paper's own figure.
+"""One picture of what came of the claims: each comparison that a verdict rests on, or would with more seeds, beside the
+paper's own figure; and what stands beside a gap.
 
-Of the desk study, where a claim compares in points and the paper has a direction. What is drawn is stamped into the
+Of the desk study, where a claim compares in points and the plan has a direction. What is drawn is stamped into the
 file, so that a picture can be held against the records without its pixels, which depend on matplotlib's version."""
 
 import hashlib
@@ -27,7 +28,7 @@ OF_VERDICT = {COMES_OUT: COLOURS[0], OPPOSITE: COLOURS[1], UNDECIDED: COLOURS[-1
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; its numbers in points, above 0 as the paper has it."""
+    """One comparison; its numbers in points, above 0 in the direction that the plan took from the paper."""
 
     claim: str
     what: str
@@ -35,6 +36,8 @@ class Row:
     interval: tuple[float, float] | None
     word: str  # the claim's verdict; "" of a comparison that has no part in it
     paper: float | None  # the paper's figure, where it has one
+    remark: str = ""  # of the verdict
+    of_average: bool = False  # values are of the members of one average, no seeds
 
     @property
     def mean(self) -> float:
@@ -51,18 +54,21 @@ def rows(judgements: Mapping[str, Verdict]) -> list[Row]:
         primary_outcomes = primary(claim, verdict.outcomes)
         for outcome in verdict.outcomes:
             if outcome.unit == "points" and (outcome in primary_outcomes or outcome.beside):
-                paper = claim.points if outcome in primary_outcomes else None
-                comparisons.append(_row(claim, outcome, verdict.word if outcome in primary_outcomes else "", paper))
+                comparisons.append(_row(claim, outcome, verdict if outcome in primary_outcomes else None))
     return comparisons
 
 
-def _row(claim, outcome: Outcome, word, paper):
+def _row(claim, outcome: Outcome, verdict):
+    """verdict: None of a comparison that has no part in it."""
     what, interval = outcome.what, outcome.interval
     if claim.direction < 0:  # the paper's larger error first
         second, _, first = what.partition(" minus ")
         what = f"{first} minus {second}"
         interval = interval and (-interval[1], -interval[0])
-    return Row(claim.id, what, tuple(claim.direction * value for value in outcome.values), interval, word, paper)
+    values = tuple(claim.direction * value for value in outcome.values)
+    if verdict is None:
+        return Row(claim.id, what, values, interval, "", None)
+    return Row(claim.id, what, values, interval, verdict.word, claim.points, verdict.remark, outcome.one_average)
 
 
 def stamp(comparisons: list[Row]) -> str:
@@ -70,7 +76,8 @@ def stamp(comparisons: list[Row]) -> str:
     cells = []
     for row in comparisons:
         numbers = (*row.values, *(row.interval or ()))
-        cells.append((row.claim, row.what, row.word, row.paper, *(f"{number:.2f}" for number in numbers)))
+        text = row.claim, row.what, row.word, row.paper, row.remark, row.of_average
+        cells.append((*text, *(f"{number:.2f}" for number in numbers)))
     return hashlib.sha256(repr(cells).encode()).hexdigest()
 
 
@@ -107,20 +114,28 @@ def figure_of(comparisons: list[Row]) -> "Figure":
         axes.plot([row.mean], [y], "o", color=colour, markersize=6)
         if row.paper is not None:
             axes.plot([row.paper], [y], "D", color="black", markerfacecolor="white", markersize=6)
-        if y == 0 or comparisons[y - 1].claim != row.claim:
+        first = y == 0 or comparisons[y - 1].claim != row.claim
+        if first:
             axes.axhline(y - 0.5, color=FAINT, linewidth=0.5)
-            _beside(axes, y, f"{row.word}, n = {len(row.values)}")
-        elif not row.word:
-            _beside(axes, y, "no part of the verdict")
+        place = (1, y), (6, 0), ("axes fraction", "data"), "offset points"
+        text = _verdict(row, first)
+        axes.annotate(text, *place, va="center", fontsize=6.5 if "\n" in text else 8, linespacing=1)
     axes.set_yticks(range(len(comparisons)), [f"{row.claim}: {row.what}" for row in comparisons], fontsize=8)
-    axes.set(ylim=(len(comparisons) - 0.5, -0.5), xlabel="points of error; to the right what the paper says")
+    axes.set(ylim=(len(comparisons) - 0.5, -0.5), xlabel="points of error; to the right the direction of the paper")
     axes.grid(axis="x", alpha=0.3)
     axes.plot([], [], "|", color=COLOURS[0], markersize=9, alpha=0.5, label="one seed")
     axes.plot([], [], "o-", color=COLOURS[0], linewidth=2.5, label="mean, 95 % interval over seeds")
-    axes.plot([], [], "D", color="black", markerfacecolor="white", label="the paper's figure, on ILSVRC")
+    paper = "the paper's figure, on ILSVRC (colour: over 1; pretraining: with conv6)"
+    axes.plot([], [], "D", color="black", markerfacecolor="white", label=paper)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
-def _beside(axes, y, text):
-    axes.annotate(text, (1, y), (6, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=8)
+def _verdict(row, first):
+    """What stands at the right of a row; first: of its claim."""
+    if not row.word:
+        return "no part of the verdict"
+    n = f"{len(row.values)} members of one average" if row.of_average else f"n = {len(row.values)}"
+    if not first:
+        return f"part of the same verdict, {n}"
+    return f"{row.word}, {n}" + (f"\n{row.remark}" if row.remark else "")

@@ -61,6 +61,12 @@ def test_it_shows_seeds_means_intervals_and_the_papers_figure():
         "not to be told apart, n = 6",
         "no part of the verdict",
     ]
+    small = overview.figure_of(rows(of_study("lrn", 0.08), of_study("depth", 1.0))).axes[0].texts
+    assert [text.get_text() for text in small] == [
+        "not to be told apart, n = 6\nsmaller here than the effect that would count",
+        "comes out, n = 6",
+        *["part of the same verdict, n = 6"] * 3,
+    ]
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == [f"{row.claim}: {row.what}" for row in claim_rows] and axes.yaxis_inverted()
 
