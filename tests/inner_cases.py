@@ -77,13 +77,13 @@ def _run_all(test, combinations, fixtures):
 
 def _run(test, number, fixtures, arguments):
     __tracebackhide__ = True
-    place, signature = fixtures["tmp_path"], inspect.signature(test).parameters
+    place, test_parameters = fixtures["tmp_path"], inspect.signature(test).parameters
     ours = [
         name
         for name, value in fixtures.items()
-        if isinstance(value, Path) and value.is_relative_to(place) and name in signature
+        if isinstance(value, Path) and value.is_relative_to(place) and name in test_parameters
     ]
-    values = {name: value for name, value in (fixtures | arguments).items() if name in signature}
+    values = {name: value for name, value in (fixtures | arguments).items() if name in test_parameters}
     if ours:
         folder_copy = shutil.copytree(place, place.with_name(f"{place.name}-{number}"), symlinks=True)
         values |= {name: folder_copy / fixtures[name].relative_to(place) for name in ours}

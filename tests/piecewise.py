@@ -49,8 +49,8 @@ def some_steps(ranks, name, overlap, microbatch, frozen=(), dtype=torch.float32,
     for number, (images, labels) in enumerate(batches(recipe, steps)):
         layers = frozen if number >= steps // 2 else ()
         optimizer.set_rates({key: 0.0 if key.partition(".")[0] in layers else rate for key, rate in rates.items()})
-        count, piece = len(images), slice(None) if whole else pieces.read(len(images))
-        arguments = [images[piece].to(dtype)] * towers, labels[piece], lambda loss: None
+        count, rows = len(images), slice(None) if whole else pieces.read(len(images))
+        arguments = [images[rows].to(dtype)] * towers, labels[rows], lambda loss: None
         loss, right, *sums = step(*arguments) if whole else step(*arguments, count)
         numbers.append((float(loss), float(right), [tensor.tolist() for tensor in sums] if microbatch else None))
         ledgers.append([] if whole else sorted(dataclasses.astuple(entry) for entry in step.ledger(count)))

@@ -33,11 +33,17 @@ class Pictures:
 def pictures(count, seed, noise=10):
     """A class's pattern of brightness with random colours, or its pattern of colours with random brightness."""
     random = np.random.default_rng(seed)
-    generator = np.random.default_rng(0)
-    shade, tint = generator.choice([-25, 25], (3, SIDE, SIDE)), generator.choice([-25, 25], (3, SIDE, SIDE, 2))
+    pattern_random = np.random.default_rng(0)
+    brightness_patterns, colour_patterns = (
+        pattern_random.choice([-25, 25], (3, SIDE, SIDE)),
+        pattern_random.choice([-25, 25], (3, SIDE, SIDE, 2)),
+    )
     labels = np.arange(count) % CLASSES
     shades, tints = random.choice([-25, 25], (count, SIDE, SIDE)), random.choice([-25, 25], (count, SIDE, SIDE, 2))
-    shades[labels < 3], tints[labels >= 3] = shade[labels[labels < 3]], tint[labels[labels >= 3] - 3]
+    shades[labels < 3], tints[labels >= 3] = (
+        brightness_patterns[labels[labels < 3]],
+        colour_patterns[labels[labels >= 3] - 3],
+    )
     chroma = tints @ np.array([[1, -1, 0], [0.5, 0.5, -1]])
     values = 128 + shades[..., None] + chroma + random.normal(0, noise, (count, SIDE, SIDE, 3))
     return Pictures(np.rint(values).clip(0, 255).astype(np.uint8), labels)

@@ -135,8 +135,8 @@ def steps(workers, of, counts=COUNTS, frozen=(), dtype=torch.float64):
     numbers, ledgers, wires, losses = [], [], [], []
     for images, labels in batches(of, counts, dtype):
         optimizer.set_rates(rates_of(of, frozen))
-        workers.wire, piece = 0, step.pieces.read(len(images))
-        loss, right, *sums = step([images[piece]], labels[piece], losses.append, len(images))
+        workers.wire, rows = 0, step.pieces.read(len(images))
+        loss, right, *sums = step([images[rows]], labels[rows], losses.append, len(images))
         numbers.append((loss.item(), right.item()))
         ledgers.append([dataclasses.astuple(entry) for entry in step.ledger(len(images))])
         wires.append(workers.wire)

@@ -100,10 +100,10 @@ def test_a_plaid_has_no_orientation():
 @pytest.mark.filterwarnings("error")
 def test_kernels_without_a_measure(k):
     """Zeros, one colour, a single pixel: the documented answer, no NaN, no warning."""
-    pixels, colours = np.zeros((2, 3, k, k)), np.ones((2, 3, k, k))
-    pixels[0, :, 0, 0], pixels[1, 2, k // 2, k // 2] = 1, -0.5
-    colours[1, :2] = 0
-    statistics = kernel_statistics(np.concatenate([np.zeros((1, 3, k, k)), colours, pixels]))
+    single_pixel, single_colour = np.zeros((2, 3, k, k)), np.ones((2, 3, k, k))
+    single_pixel[0, :, 0, 0], single_pixel[1, 2, k // 2, k // 2] = 1, -0.5
+    single_colour[1, :2] = 0
+    statistics = kernel_statistics(np.concatenate([np.zeros((1, 3, k, k)), single_colour, single_pixel]))
     assert np.allclose(statistics.colourfulness, [0, 0, 2 / 3, 0, 2 / 3], atol=1e-12)
     for measure in (
         statistics.selectivity,

@@ -95,9 +95,9 @@ def test_planted_towers_are_told():
     # Without labels the division is told all the same; one tower has none.
     no_labels = Pictures(test.pictures, np.full(120, -1))
     assert colour_division(model, STATISTICS, no_labels, NUMBERS).divided
-    tower = TwoTowerAlexNet(recipe(4, towers=1), ("cpu",), 6, "reference").eval()
-    assert colour_division(tower, STATISTICS, test, NUMBERS) is class_leanings(tower, STATISTICS, test, NUMBERS) is None
-    assert [set(one.errors) for one in sight(tower, STATISTICS, test, NUMBERS[:9])] == [{"whole"}] * len(ALTERATIONS)
+    net = TwoTowerAlexNet(recipe(4, towers=1), ("cpu",), 6, "reference").eval()
+    assert colour_division(net, STATISTICS, test, NUMBERS) is class_leanings(net, STATISTICS, test, NUMBERS) is None
+    assert [set(one.errors) for one in sight(net, STATISTICS, test, NUMBERS[:9])] == [{"whole"}] * len(ALTERATIONS)
 
 
 @pytest.mark.slow

@@ -148,9 +148,9 @@ def test_orientations_are_those_of_tuned_kernels_alone():
 
 def test_differences_are_the_same_each_time_and_p_depends_on_no_exchange_of_the_towers():
     kernels = made(2, GREY, (1, 0.5, 0))
-    statistics, mirror = kernel_statistics(kernels), kernel_statistics(np.roll(kernels, 12, axis=0))
+    statistics, swap = kernel_statistics(kernels), kernel_statistics(np.roll(kernels, 12, axis=0))
     assert tower_differences(statistics) == tower_differences(statistics)
-    for one, other in zip(tower_differences(statistics).values(), tower_differences(mirror).values()):
+    for one, other in zip(tower_differences(statistics).values(), tower_differences(swap).values()):
         assert abs(one.effect) == pytest.approx(abs(other.effect)) and one.p == pytest.approx(other.p, abs=0.03)
 
 
@@ -277,8 +277,8 @@ def test_towers_that_differ_in_one_feature_are_divided():
         assert of_one_kind.divided and of_one_kind.p < min(
             of_one_kind.differences[measure].p for measure in ("colourfulness", "selectivity", "frequency")
         )
-    mirror = division(np.concatenate([grey_and_red[12:], grey_and_red[:12]]))
-    assert mirror.distance == pytest.approx(verdict.distance) and mirror.divided  # towers have no order
+    swap = division(np.concatenate([grey_and_red[12:], grey_and_red[:12]]))
+    assert swap.distance == pytest.approx(verdict.distance) and swap.divided  # towers have no order
 
 
 @pytest.mark.run

@@ -204,12 +204,12 @@ def test_cases_that_lack_gpus_are_told_together():
         for variant in "ab"
     ]
     sgd = [Case("sgd", {"variant": variant}, 1) for variant in "abc"]
-    remainder, shortfalls = selection.without_gpus([*cases, *sgd], 0)
-    assert remainder == cases[:2] and shortfalls == {1: [*cases[2:4], *sgd], 2: cases[4:]}
+    rest, shortfalls = selection.without_gpus([*cases, *sgd], 0)
+    assert rest == cases[:2] and shortfalls == {1: [*cases[2:4], *sgd], 2: cases[4:]}
     assert selection.reason(1, 0, shortfalls[1]) == "needs 1 CUDA device, found 0 (5 cases in one line)"
     assert selection.files(shortfalls[1]) == "exchange 2, sgd 3"
-    remainder, shortfalls = selection.without_gpus([*cases, *sgd], 1)
-    assert len(remainder) == 7
+    rest, shortfalls = selection.without_gpus([*cases, *sgd], 1)
+    assert len(rest) == 7
     assert selection.reason(2, 1, shortfalls[2]) == "needs 2 CUDA devices, found 1 (2 cases in one line)"
     assert selection.without_gpus([*cases, *sgd], 2)[1] == {}
 

@@ -94,10 +94,10 @@ def test_every_pipeline_cuts_files_by_themselves(kind, workers, preset):
     assert same(runs[0][2:], runs[1]) and same(runs[0][6:], runs[2])
     for epoch in (1, 2):  # the same order and the same draws as of batches that end elsewhere
         own = [batch for batch in runs[0] if batch.epoch == epoch]
-        other = pipeline(kind, dataset, tiny(preset), workers, statistics=NOTHING).train(0, 2, lambda epoch: 0.1)
-        other = [batch for batch in other if batch.epoch == epoch]
-        numbers, others = (np.concatenate([batch.numbers for batch in batches]) for batches in (own, other))
-        images, expected = (torch.cat([batch.images[0] for batch in batches]) for batches in (own, other))
+        reference = pipeline(kind, dataset, tiny(preset), workers, statistics=NOTHING).train(0, 2, lambda epoch: 0.1)
+        reference = [batch for batch in reference if batch.epoch == epoch]
+        numbers, others = (np.concatenate([batch.numbers for batch in batches]) for batches in (own, reference))
+        images, expected = (torch.cat([batch.images[0] for batch in batches]) for batches in (own, reference))
         assert np.array_equal(numbers, others)
         torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
 

@@ -78,19 +78,19 @@ def as_rgb(levels):
 
 
 DEEP = {
-    "grey PNG": lambda bits, depth: png(values(bits), depth),
-    "grey and alpha PNG": lambda bits, depth: png(np.stack([values(bits), np.full((SIZE, SIZE), 65535)], 2), depth),
-    "RGB PNG": lambda bits, depth: png(values(bits, 3), depth),
-    "RGBA PNG": lambda bits, depth: png(np.concatenate([values(bits, 3), np.full((SIZE, SIZE, 1), 65535)], 2), depth),
-    "grey TIFF": lambda bits, depth: tiff(values(bits).astype(np.uint16), **said_in_tiff(depth, 1)),
-    "grey TIFF, Motorola": lambda bits, depth: tiff(values(bits).astype(np.uint16), ">", **said_in_tiff(depth, 1)),
-    "int32 TIFF": lambda bits, depth: tiff(values(bits).astype(np.int32), **said_in_tiff(depth, 1)),
-    "RGB TIFF": lambda bits, depth: tiff(values(bits, 3).astype(np.uint16), **said_in_tiff(depth, 3)),
-    "RGB TIFF, Motorola": lambda bits, depth: tiff(values(bits, 3).astype(np.uint16), ">", **said_in_tiff(depth, 3)),
-    "RGBA TIFF": lambda bits, depth: tiff(
+    "grey PNG": lambda bits, sbit: png(values(bits), sbit),
+    "grey and alpha PNG": lambda bits, sbit: png(np.stack([values(bits), np.full((SIZE, SIZE), 65535)], 2), sbit),
+    "RGB PNG": lambda bits, sbit: png(values(bits, 3), sbit),
+    "RGBA PNG": lambda bits, sbit: png(np.concatenate([values(bits, 3), np.full((SIZE, SIZE, 1), 65535)], 2), sbit),
+    "grey TIFF": lambda bits, sbit: tiff(values(bits).astype(np.uint16), **said_in_tiff(sbit, 1)),
+    "grey TIFF, Motorola": lambda bits, sbit: tiff(values(bits).astype(np.uint16), ">", **said_in_tiff(sbit, 1)),
+    "int32 TIFF": lambda bits, sbit: tiff(values(bits).astype(np.int32), **said_in_tiff(sbit, 1)),
+    "RGB TIFF": lambda bits, sbit: tiff(values(bits, 3).astype(np.uint16), **said_in_tiff(sbit, 3)),
+    "RGB TIFF, Motorola": lambda bits, sbit: tiff(values(bits, 3).astype(np.uint16), ">", **said_in_tiff(sbit, 3)),
+    "RGBA TIFF": lambda bits, sbit: tiff(
         np.concatenate([values(bits, 3), np.full((SIZE, SIZE, 1), 65535)], 2).astype(np.uint16),
         t338=[2],
-        **said_in_tiff(depth, 4),
+        **said_in_tiff(sbit, 4),
     ),
 }
 

@@ -236,10 +236,12 @@ def fed_ahead(dataset, recipe, **options):
 def test_a_thread_makes_the_same_batches_from_any_step(sources, nothing_stays, monkeypatch, preset, source):
     """Batches are drawn for two at a time, of one epoch or of two."""
     monkeypatch.setattr(batches_module, "DRAWN_AT_ONCE", 2)
-    run = list(pipeline(TorchPipeline, sources[source], tiny(preset), devices=("cpu", "cpu")).train(0, 3, NOISE.get))
+    batches = list(
+        pipeline(TorchPipeline, sources[source], tiny(preset), devices=("cpu", "cpu")).train(0, 3, NOISE.get)
+    )
     reader = fed_ahead(sources[source], tiny(preset), devices=("cpu", "cpu"))
     for step in (0, 1, 2, 3, 7, 9):
-        assert same(list(reader.train(step, 3, NOISE.get)), run[step:])
+        assert same(list(reader.train(step, 3, NOISE.get)), batches[step:])
 
 
 @pytest.mark.process

@@ -262,9 +262,9 @@ def search_where(monkeypatch, outcome):
         return outcome(factor)
 
     monkeypatch.setattr(conduct, "measure", measure)
-    search = conduct.search(BY_ID["cifar-relu"].kind, BY_ID["cifar-relu"].arms[0], None)
+    answer = conduct.search(BY_ID["cifar-relu"].kind, BY_ID["cifar-relu"].arms[0], None)
     assert len(factors) == len(set(factors))  # a wider grid reads no run again
-    return search
+    return answer
 
 
 def at_epochs(epochs, error=20.0):

@@ -117,13 +117,13 @@ def test_a_study_has_no_verdict_before_all_its_seeds():
     assert verdict("lrn", five).word == COMES_OUT  # on other pictures nobody said that there will be more
     for record in (five, of("lrn", 1.5)):
         record["data"] = [dict(record["data"][0], fingerprint=STUDY_PICTURES[0])]
-    draft = verdict("lrn", five)
-    assert (draft.word, draft.remark, draft.p, len(draft.outcomes)) == (NO_VERDICT, "5 of 6 seeds so far", None, 1)
+    first = verdict("lrn", five)
+    assert (first.word, first.remark, first.p, len(first.outcomes)) == (NO_VERDICT, "5 of 6 seeds so far", None, 1)
     other = verdict("colour", of("colour", 1.5), {"lrn": [five]}.items())
     assert (other.among, other.missing) == (1, 0)  # it is of other pictures than the study
     record["runs"][0] = {"arm": "base", "seed": 0, "diverged": 7}
-    ruling = verdict("lrn", record)
-    assert (ruling.word, ruling.remark) == (COMES_OUT, "base diverged with 1 seed") and ruling.outcomes[0].n == 5
+    last = verdict("lrn", record)
+    assert (last.word, last.remark) == (COMES_OUT, "base diverged with 1 seed") and last.outcomes[0].n == 5
 
 
 def test_a_claim_all_of_whose_runs_diverged_was_run():

@@ -35,10 +35,10 @@ def test_activations_are_those_of_a_whole_step(change):
     images = torch.zeros(6, 3, 80, 80)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         F.cross_entropy(network(*[images] * recipe.towers), torch.zeros(6, dtype=torch.int64))
-    devices = step_memory(network, 6)
-    assert sum(each.activations for each in devices) == sum(count for _, count in activations.values())
-    assert [each.weights for each in devices] == [4 * count for count in parameter_counts(recipe, 5)]
-    assert all(each.total == 3 * each.weights + each.activations and each.activations > 0 for each in devices)
+    towers = step_memory(network, 6)
+    assert sum(each.activations for each in towers) == sum(count for _, count in activations.values())
+    assert [each.weights for each in towers] == [4 * count for count in parameter_counts(recipe, 5)]
+    assert all(each.total == 3 * each.weights + each.activations and each.activations > 0 for each in towers)
 
 
 def test_by_hand():
@@ -54,9 +54,9 @@ def test_by_hand():
 @pytest.mark.run
 def test_the_papers_network_fits_its_gpus():
     """32,531,112 and 28,434,112 weights, three times four bytes each, and the activations of 128 images."""
-    devices = step_memory(TwoTowerAlexNet(paper(), ("cpu", "cpu")), 128)
-    assert [each.weights for each in devices] == [4 * 32_531_112, 4 * 28_434_112]
-    assert all(each.total < 3e9 for each in devices)
+    towers = step_memory(TwoTowerAlexNet(paper(), ("cpu", "cpu")), 128)
+    assert [each.weights for each in towers] == [4 * 32_531_112, 4 * 28_434_112]
+    assert all(each.total < 3e9 for each in towers)
 
 
 def test_the_network_is_left_as_it_was():

@@ -43,10 +43,10 @@ def images():
 
 def merged_outputs(network, images):
     """The same layer, computed by the merged network's modules one after the other."""
-    modules = network.merge().eval()
+    model = network.merge().eval()
     with torch.inference_mode():
         x = images
-        for name, module in modules.named_children():
+        for name, module in model.named_children():
             x = module(x)
             if name == network.recipe.layers[-2].name:
                 return x.flatten(1).numpy()

@@ -49,7 +49,7 @@ def damage(run):
     os.truncate(directories[22] / "state.json", 100)
     (directories[23] / "notes.txt").write_text("foreign")
     (directories[24] / "weights.safetensors").write_bytes(b"\x80\x04K\x01." + bytes(20))
-    messages = {
+    reasons = {
         20: "weights.safetensors is damaged: its sha256",
         21: "velocity.safetensors: it is missing",
         22: "100 of",
@@ -58,8 +58,8 @@ def damage(run):
     }
     for step, path in enumerate(odd_files(run)[:5], 30):
         path.rename(run / "checkpoints" / f"step_{step:08d}")
-        messages[step] = f"step_{step:08d}"
-    return messages
+        reasons[step] = f"step_{step:08d}"
+    return reasons
 
 
 def test_the_list(run, capsys):
@@ -85,15 +85,15 @@ def test_sizes_are_those_of_all_files(run, capsys):
 
 
 def test_damaged_ones_are_named_and_the_status_is_2(run, capsys):
-    messages = damage(run)
+    reasons = damage(run)
     message = refused(run)
     assert (
-        f"{len(messages)} of the {4 + len(messages)} checkpoints of {run} are damaged" in message
+        f"{len(reasons)} of the {4 + len(reasons)} checkpoints of {run} are damaged" in message
         and "--resume auto" in message
     )
     lines = {int(re.match(r"step +([\d,]+) ", line)[1]): line for line in capsys.readouterr().out.splitlines()}
-    assert list(lines) == sorted([3, 6, 9, 12, *messages])
-    for step, words in messages.items():
+    assert list(lines) == sorted([3, 6, 9, 12, *reasons])
+    for step, words in reasons.items():
         assert "DAMAGED" in lines[step] and words in lines[step] and "Errno" not in lines[step], lines[step]
     assert not [step for step in (3, 6, 9, 12) if "DAMAGED" in lines[step]]
 
@@ -156,8 +156,8 @@ def test_an_export_that_cannot_be_written(run, tmp_path, monkeypatch):
 
 
 def test_a_damaged_one_is_not_exported(run, tmp_path):
-    messages = damage(run)
-    for step, words in messages.items():
+    reasons = damage(run)
+    for step, words in reasons.items():
         if step not in (21, 22, 23):  # what is damaged beside the weights
             assert words in refused(run, "--step", step, "--weights", tmp_path / "weights")
     # Where the newest is damaged, that is said, and no other one taken.

@@ -314,7 +314,7 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
         process.signal(signal.SIGKILL)
         status = process.wait()
     assert status == -signal.SIGKILL
-    step = max(listing(out))
+    last_step = max(listing(out))
     assert (
         train.main(
             [
@@ -326,7 +326,7 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
                 "--epochs",
                 "1000000",
                 "--steps",
-                str(step + 3),
+                str(last_step + 3),
                 "--resume",
                 "auto",
             ]
@@ -335,8 +335,8 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
     )
     text = capsys.readouterr().out
     assert f"the lock of process {process.pid} on" in text and "is stale" in text
-    assert all_whole(out)[-1] == step + 3
-    assert [line["step"] for line in lines(out) if line["kind"] == "train"] == list(range(1, step + 4))
+    assert all_whole(out)[-1] == last_step + 3
+    assert [line["step"] for line in lines(out) if line["kind"] == "train"] == list(range(1, last_step + 4))
 
 
 # --- the clock

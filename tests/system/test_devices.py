@@ -99,8 +99,8 @@ def test_a_command_makes_no_context_on_a_gpu_that_it_was_not_given(command, gpus
         if command == "train":
             train.main(["--gpus", "1", "--recipe", "mini", "--out", str(tmp_path / "run")])
         else:
-            run = trained.Trained(PRESETS["mini"](), "builtin", [], None, {}, tmp_path)
-            monkeypatch.setattr(trained, "trained", lambda *_, **__: run)
+            training = trained.Trained(PRESETS["mini"](), "builtin", [], None, {}, tmp_path)
+            monkeypatch.setattr(trained, "trained", lambda *_, **__: training)
             trained.load_run(tmp_path, "1")
 
 

@@ -140,8 +140,8 @@ def test_bfloat16_is_near_float32():
         optimizer.set_rates(rates_of(of))
         ((images, labels),) = batches(of, (9,))
         pieces = Pieces(workers.number, workers.count)
-        worker_step, piece = WorkerStep(network, optimizer, pieces), pieces.read(9)
-        loss, *_ = worker_step([images[piece].to(dtype)], labels[piece], lambda loss: None, 9)
+        worker_step, rows = WorkerStep(network, optimizer, pieces), pieces.read(9)
+        loss, *_ = worker_step([images[rows].to(dtype)], labels[rows], lambda loss: None, 9)
         return loss.item(), network.merged(optimizer.velocities())
 
     loss, velocities = step(Workers(ALONE, torch.device("cpu")), torch.float32)

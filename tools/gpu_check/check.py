@@ -170,12 +170,12 @@ class Check:
 
     def order(self):
         """What is to be done: what was not tried or was cut short, then what did not end well."""
-        stages = [
+        todo = [
             stage
             for stage in self.stages
             if self.options.again or self.state(stage) != "passed" or self.forgotten(stage)
         ]
-        return sorted(stages, key=lambda stage: self.state(stage) in ("failed", "hung", "running"))
+        return sorted(todo, key=lambda stage: self.state(stage) in ("failed", "hung", "running"))
 
     def forgotten(self, stage):
         """Whether this machine lacks what a stage did that has passed, perhaps on another."""

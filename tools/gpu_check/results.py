@@ -62,14 +62,14 @@ def unpack(home, device, results, earlier):
     for archive in filter(Path.exists, places):
         try:
             with tarfile.open(archive) as tar:
-                origin = json.load(tar.extractfile(STATE))["device"]
-                if origin == device and not (home / STATE).exists():
+                archive_device = json.load(tar.extractfile(STATE))["device"]
+                if archive_device == device and not (home / STATE).exists():
                     tar.extractall(home, filter="data")
                     print(f"going on from {archive}")
         except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
             raise Refused(f"{archive} can't be read ({error}); move it away, or name another") from None
-        if origin != device:
-            raise Refused(f"{archive} is of the device {origin}, this is {device}; name another folder")
+        if archive_device != device:
+            raise Refused(f"{archive} is of the device {archive_device}, this is {device}; name another folder")
 
 
 def shorten(log):

@@ -52,8 +52,8 @@ def measure_across(group: Sequence[tuple[str, dict]], options: argparse.Namespac
     representations, first = [], group[0][1]
     with progress("towers of several seeds", len(group)) as advance:
         for directory, _ in group:
-            network, run, data = opened(directory, options)
-            representations.append(represented(network, run.statistics, data.splits["val"], options.pictures))
+            network, training, data = opened(directory, options)
+            representations.append(represented(network, training.statistics, data.splits["val"], options.pictures))
             advance(1)
     if len({representation.pictures for representation in representations}) > 1:
         raise UserError(f"{group[0][0]} and the others of its arm can't be shown the same number of pictures")

@@ -166,14 +166,14 @@ def of_seen(view: Seen) -> dict:
     return {"pictures": view.pictures, "errors": view.errors, **comparison}
 
 
-def of_colour(colours: ColourDivision) -> dict:
+def of_colour(outcome: ColourDivision) -> dict:
     return {
-        "n": colours.n,
-        "kept": {name: list(of_towers) for name, of_towers in colours.kept.items()},
-        "contrast": colours.contrast,
-        "p": colours.p,
-        "halves": sorted(round(half, 2) for half in colours.halves),
-        "p_halves": colours.p_halves,
+        "n": outcome.n,
+        "kept": {name: list(of_towers) for name, of_towers in outcome.kept.items()},
+        "contrast": outcome.contrast,
+        "p": outcome.p,
+        "halves": sorted(round(half, 2) for half in outcome.halves),
+        "p_halves": outcome.p_halves,
     }
 
 
@@ -195,9 +195,14 @@ def of_similarity(representation: Representation, recipe: Recipe) -> dict:
     return {
         "n": representation.pictures,
         "layers": [
-            {"layer": layer.layer, "cka": layer.cka.value, "interval": list(layer.cka.interval), "p": layer.p}
-            for layer in alike(representation)
-            if layer.cka
+            {
+                "layer": likeness.layer,
+                "cka": likeness.cka.value,
+                "interval": list(likeness.cka.interval),
+                "p": likeness.p,
+            }
+            for likeness in alike(representation)
+            if likeness.cka
         ],
         "dealt": [
             {"layer": deal.layer, "own": deal.own, "halves": list(deal.halves), "p": deal.p}

@@ -139,25 +139,25 @@ def verdict(records):
         sentences.append("So single networks have it and others do not; over these seeds it is told in neither arm.")
     test = pairs(arms, lambda record: abs(record["colour"]["contrast"]))
     if test:
-        gap = f"the arms differ by {test.mean:+.0f} points over {test.n} seeds, p {test.p:.2g} by sign flips"
+        finding = f"the arms differ by {test.mean:+.0f} points over {test.n} seeds, p {test.p:.2g} by sign flips"
         if test.least_p > LEVEL:
             sentences.append(
-                f"Whether the links make a difference, so few can't say: {gap}, and it could be no less than "
+                f"Whether the links make a difference, so few can't say: {finding}, and it could be no less than "
                 f"{test.least_p:.2g}."
             )
         else:
             sentences.append(
-                f"That the links make a difference is {'not ' * (test.p > LEVEL)}suggested: {gap}. The least that "
+                f"That the links make a difference is {'not ' * (test.p > LEVEL)}suggested: {finding}. The least that "
                 f"it could be is {test.least_p:.2g}; it is not corrected for the other questions of this page."
             )
     p = corrected(
         {record["run"]: record["first_layer"]["division_p"] or 1.0 for sample in arms.values() for record in sample}
     )
-    counts = [
+    phrases = [
         f"{sum(p[record['run']] <= LEVEL for record in sample)} of {seeds(sample)} of {arm}"
         for arm, sample in arms.items()
     ]
-    sentences.append(f"The kernels of the two first layers differ in {' and in '.join(counts)}.")
+    sentences.append(f"The kernels of the two first layers differ in {' and in '.join(phrases)}.")
     return filled(" ".join(sentences))
 
 

@@ -1,5 +1,5 @@
 """The questions of docs/what-each-gpu-learned.md: each gives its title, an answer for every arm, a table and how it
-was found, or None where no record says anything."""
+was found, or None where no record says anything. `net` is always the record of a network."""
 
 from collections.abc import Sequence
 
@@ -318,14 +318,14 @@ def grown(records):
         runs = [net for net in sample if net.get("growth")]
         starts = [net["growth"]["begins"] for net in runs if net["growth"]["begins"] is not None]
         # of runs whose first layer was not kept nothing is known
-        cases = f"{seeds(runs)} whose first layer was kept{'' if len(runs) == len(sample) else f' (of {len(sample)})'}"
+        basis = f"{seeds(runs)} whose first layer was kept{'' if len(runs) == len(sample) else f' (of {len(sample)})'}"
         if not runs:
             answers.append(f"{arm}: no first layer was kept as it grew, in {seeds(sample)}")
             continue
         onset = f", from step {steps(starts)} of {steps([net['step'] for net in runs])} on" if starts else ""
         turns = sum(bool(net["growth"]["turns"]) for net in runs)
         answers.append(
-            f"{arm}: divided at the end in {len(starts)} of {cases}{onset}; the other tower becomes the more "
+            f"{arm}: divided at the end in {len(starts)} of {basis}{onset}; the other tower becomes the more "
             f"colourful one in {turns}"
         )
         rows += [
