@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .drawing import COLOURS, FAINT
 from .outcome import Outcome
@@ -82,11 +82,11 @@ def stamp(comparisons: list[Row]) -> str:
 
 
 def stamped(path: Path) -> str | None:
-    """The stamp of a picture; None where there is none."""
+    """The stamp of a picture; None where no picture can be read."""
     try:
         with Image.open(path) as picture:
             return picture.info.get(STAMP)
-    except (FileNotFoundError, UnidentifiedImageError):
+    except OSError:  # no file, no picture, a folder
         return None
 
 

@@ -307,11 +307,11 @@ def _is_current(rows, folder):
     return not rows or overview.stamped(Path(folder) / overview.NAME) == overview.stamp(rows)
 
 
-def _pages(contents):
+def _pages(parts):
     """{path: (what is there, what the records say)} of {path: what belongs between its markers}; None, and a line,
     where these are wrong."""
     pages = {}
-    for path, part in ((Path(path), text) for path, text in contents.items()):
+    for path, part in ((Path(path), text) for path, text in parts.items()):
         try:
             old_text = path.read_bytes().decode() if path.exists() else ""
         except OSError as error:

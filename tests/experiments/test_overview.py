@@ -9,6 +9,7 @@ from alexnet_mp.experiments.page import BEGIN, END
 from alexnet_mp.experiments.paper_claims import CLAIMS
 from alexnet_mp.experiments.records import write_record
 from alexnet_mp.experiments.verdict import COMES_OUT, NO_VERDICT, OPPOSITE, Verdict, verdicts
+from alexnet_mp.system.errors import UserError
 
 
 def rows(*records):
@@ -109,6 +110,12 @@ def test_a_picture_of_other_records_is_told_and_drawn_anew(tmp_path, capsys):
         assert claims.main([*words, "--write"]) == 0 and picture.read_bytes() == before
         damage()
         assert fails()
+    picture.unlink()
+    picture.mkdir()
+    assert fails()
+    with pytest.raises(UserError, match=f"cannot write .*{overview.NAME}.*; nothing was written"):
+        claims.main([*words, "--write"])
+    picture.rmdir()
     assert claims.main([*words, "--write"]) == 0
     write_record(of_study("lrn", 1.5), folder)
     assert fails()
