@@ -16,7 +16,7 @@ CHOICES = ("auto", "cuda", "triton", "cpu", "reference")
 LIBRARY = Path(__file__).parent / "compiled.so"  # built by setup.py
 OPERATORS = ("lrn_pool_forward", "augment", "relu_dropout")  # that a library must have: some of every age
 # operations that "cuda" leaves to Triton
-WITHOUT_CUDA = ("lrn", "spatial_norm_max_pool", "relu_dropout", "paper_sgd_", "augment")
+WITHOUT_CUDA = ("lrn", "spatial_norm_max_pool", "relu_dropout", "paper_sgd_", "augment", "topk_credit")
 
 _exclusions = frozenset()
 

@@ -27,7 +27,6 @@ pytest_plugins = [
     "disk",
     "fake_streams",
     "graph_pair",
-    "overlapped",
     "pipeline_sets",
     "prepared_sets",
     "tiny_checkpoint",
@@ -76,3 +75,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def with_gpu_kernels(monkeypatch):
+    """Both kinds of GPU kernels are built, and no GPU is too old for them; nothing stays left out."""
+    from alexnet_mp.kernels import dispatch  # imported late: the variable above is read first
+
+    monkeypatch.setattr(dispatch, "built", lambda: ("cuda", "triton", "cpu"))
+    monkeypatch.setattr(dispatch, "_too_old", lambda device: False)
+    yield
+    dispatch.leave_out(())

@@ -3,14 +3,12 @@
 import collections
 import contextlib
 
-import pytest
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet_mp import TwoTowerAlexNet
-from alexnet_mp.network import exchange, split_product
+from alexnet_mp.network import exchange
 from alexnet_mp.network.network import merge_tensors
 
 LABELS = torch.tensor([1, 6, 0])
@@ -72,16 +70,6 @@ class Products(TorchDispatchMode):
         elif function is torch.ops.aten.convolution.default:
             self.happened.append("product")
         return function(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def by_halves(monkeypatch):
-    """As on a GPU."""
-    assert not split_product.written_by_halves(torch.empty(2, 2))
-    with FakeTensorMode():
-        assert split_product.written_by_halves(torch.empty(2, 2, device="cuda"))
-        assert not split_product.written_by_halves(torch.empty(2, 2, 3, 3, device="cuda"))
-    monkeypatch.setattr(split_product, "written_by_halves", lambda weight: weight.dim() == 2)
 
 
 FROZEN = ["", "fc6.weight", "fc6.bias fc7.bias fc8.bias", "conv1. conv2. conv3. conv4. conv5. fc6.", "fc8."]

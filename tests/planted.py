@@ -32,9 +32,12 @@ SMALL = [
 ]
 
 
-def asked(devices=(CPU, CPU), dtype=torch.float32, kernels="auto", pipeline="raw", storage="pixels", settings=()):
+def asked(
+    devices=(CPU, CPU), dtype=torch.float32, kernels="auto", pipeline="raw", storage="pixels", settings=(), overlap=None
+):
     """What a run of a small network asks for."""
-    return needed_checks.Asked(override(mini(), [*SMALL, *settings]), 10, devices, dtype, kernels, pipeline, storage)
+    recipe = override(mini(), [*SMALL, *settings])
+    return needed_checks.Asked(recipe, 10, devices, dtype, kernels, pipeline, storage, overlap)
 
 
 class Library:

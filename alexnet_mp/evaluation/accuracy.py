@@ -59,7 +59,7 @@ def topk_credit(scores: torch.Tensor, labels: torch.Tensor, kernels: str = "refe
 
     kernels: see `kernels.dispatch.resolve`; on a GPU Triton computes the same in one launch and a sum.
     """
-    if resolve(kernels, scores.device) in ("cuda", "triton"):
+    if resolve(kernels, scores.device, "topk_credit") in ("cuda", "triton"):
         from ..kernels import topk_credit_triton
 
         return topk_credit_triton.topk_credit(scores, labels).sum(1)

@@ -110,9 +110,9 @@ def written_by_halves(weight: torch.Tensor) -> bool:
     """Whether the gradient of a weight is two products, each written to its half of it.
 
     autograd's are transposed, since half a matrix has its rows apart, and `cat` would transpose them back in every
-    step. On a CPU its way stays: there the two ways can differ in the last bit.
+    step. The two ways can differ in the last bit.
     """
-    return weight.dim() == 2 and weight.is_cuda
+    return weight.dim() == 2
 
 
 def _leaf(tensor, needs_grad):

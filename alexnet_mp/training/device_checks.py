@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
+from ..evaluation.accuracy import topk_credit
 from ..kernels import augment, linear, paper_sgd_, reference
 from ..kernels.checks import describe
 from ..kernels.dispatch import leave_out
 from ..kernels.lrn_pool import approximation
-from ..network.exchange import Exchange
+from ..network.exchange import Crossing, Exchange
 from ..network.layer import TowerLayer, plan
 from ..network.split_product import split_input_product
 from ..recipes.recipe import Layer
@@ -173,26 +174,66 @@ def _clear(layer, fused, x, bias, constants):
     return (~near.any(1)).double().view(*u.shape[:2], *sides)
 
 
-def update(devices: Sequence[torch.device], shapes: Sequence[tuple[int, ...]], momentum: float, kernels: str) -> None:
-    """Two updates of parameters of these shapes, in float32; the second one has a rate of 0. devices: one."""
+def update(
+    devices: Sequence[torch.device],
+    shapes: Sequence[tuple[int, ...]],
+    momentum: float,
+    dtype: torch.dtype,
+    kernels: str,
+) -> None:
+    """Two updates of parameters of these shapes, in float32, with the sums that watch over them; the second parameter
+    has a rate of 0. devices: one.
+
+    dtype: of the gradients, and of the copies that a layer keeps of its weights, unless it is float32."""
     (device,) = devices
     lists = [[_samples(shape, seed + 10 * number, device) for number, shape in enumerate(shapes)] for seed in (1, 2, 3)]
-    updates = []
-    for choice, dtype in ((kernels, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
-        w, g, v = ([_like_parameter(tensor.float()).to(dtype) for tensor in tensors] for tensors in lists)
-        rates = [0.0 if number == 1 else 0.01 for number in range(len(w))]
-        decays = [5e-4 if number % 2 == 0 else 0.0 for number in range(len(w))]
+    rates = [0.0 if number == 1 else 0.01 for number in range(len(shapes))]
+    decays = [5e-4 if number % 2 == 0 else 0.0 for number in range(len(shapes))]
+    rule = dict(learning_rates=rates, momentum=momentum, weight_decays=decays)
+    results = []
+    for choice, wide in ((kernels, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
+        w, v = ([_like_parameter(tensor.float()).to(wide) for tensor in tensors] for tensors in (lists[0], lists[2]))
+        g = [_like_parameter(tensor.to(dtype)).to(wide if wide == torch.float64 else dtype) for tensor in lists[1]]
+        copies = [] if dtype == torch.float32 else [torch.zeros_like(tensor, dtype=dtype) for tensor in w]
+        sums = torch.zeros(len(w), device=device)
         for _ in range(2):
-            paper_sgd_(w, g, v, learning_rates=rates, momentum=momentum, weight_decays=decays, kernels=choice)
-        updates.append([*(("weights", tensor) for tensor in w), *(("velocity", tensor) for tensor in v)])
-    for (what, ours), (_, torchs), (_, exact) in zip(*updates):
-        compare(what, ours, torchs, exact, rounding(exact))
+            paper_sgd_(w, g, v, copies=copies, sums=sums, kernels=choice, **rule)
+        results.append((w, v, copies, sums, g))
+    ours, torchs, exact = results
+    for what, *lists in zip(("weights", "velocity"), *results):
+        for tensors in zip(*lists, strict=True):
+            compare(what, *tensors, rounding(tensors[2]))
+    noted = [w if rate else torch.zeros_like(w) for w, rate in zip(exact[0], rates)]
+    for tensors in zip(ours[2], torchs[2], noted):
+        compare("copies of the weights", *tensors, rounding(tensors[2]))
+    for number, w in enumerate(noted):  # in whatever order they are added
+        sums = ours[3][number], torchs[3][number], w.sum()
+        compare("sums of the weights", *sums, rounding(w.abs().sum()))
+    w, v, copies, sums, g = ours
+    for gradient in g:
+        gradient[(-1,) * gradient.dim()] = math.nan
+    paper_sgd_(w, g, v, copies=copies, sums=sums, kernels=kernels, **rule)
+    if sums[[rate > 0 for rate in rates]].isfinite().any():
+        raise Wrong("differs from the reference in the sums of the weights: finite where one is NaN")
     synchronize(devices)
 
 
 def _like_parameter(tensor):
     """As the network keeps its parameters."""
     return tensor.clone(memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format)
+
+
+def credit(devices: Sequence[torch.device], classes: int, dtype: torch.dtype, kernels: str) -> None:
+    """Which answers are right, of scores of so many classes: all different, many alike, some NaN. devices: one."""
+    (device,) = devices
+    scores = _samples((3 * IMAGES, classes), 1, device)
+    scores[IMAGES : 2 * IMAGES] = scores[IMAGES : 2 * IMAGES].round()
+    scores[2 * IMAGES :, ::IMAGES] = math.nan
+    scores, labels = scores.to(dtype), torch.arange(len(scores), device=device) % classes
+    for images in (slice(None), *(slice(number, number + 1) for number in range(len(scores)))):
+        ours, torchs = (topk_credit(scores[images], labels[images], choice) for choice in (kernels, "reference"))
+        compare("answers that are right", ours, torchs, torchs, EPS)
+    synchronize(devices)
 
 
 def augmentation(
@@ -249,9 +290,11 @@ def product(devices: Sequence[torch.device], shape: tuple[int, int], kernels: st
 # --- crossings
 
 
-def crossing(devices: Sequence[torch.device], shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Maps of this shape from each of two devices to the other, and their gradients back."""
-    cross(Exchange(devices), shape, dtype)
+def crossing(
+    devices: Sequence[torch.device], shape: tuple[int, ...], dtype: torch.dtype, overlap: bool | None = None
+) -> None:
+    """Maps of this shape from each of two devices to the other, and their gradients back. overlap: see `Exchange`."""
+    cross(Exchange(devices, overlap), shape, dtype)
 
 
 def cross(exchange: Exchange, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -265,12 +308,11 @@ def cross(exchange: Exchange, shape: tuple[int, ...], dtype: torch.dtype) -> Non
         maps = [_copy_late(places[0][tower], source_maps[tower]).detach().requires_grad_() for tower in towers]
         arrivals = []
         for tower, parts in zip(towers, exchange.gather("self-check", maps, 2)):
-            weights = torch.tensor([0.0, 1.0], dtype=dtype, device=devices[tower])
-            arrivals.append(
-                split_input_product(
-                    _scale, parts[tower], parts[1 - tower], weights, lambda weight: weight.split(1), None
-                )
-            )
+            own, other = parts[tower], parts[1 - tower]
+            if isinstance(other, Crossing):
+                weights = torch.tensor([0.0, 1.0], dtype=dtype, device=devices[tower])
+                other = split_input_product(_scale, own, other, weights, lambda weight: weight.split(1), None)
+            arrivals.append(other)
         torch.autograd.backward(arrivals, [_copy_late(places[1][tower], back_gradients[tower]) for tower in towers])
         for source, target in ((0, 1), (1, 0)):
             way = f"{devices[source]} to {devices[target]}"

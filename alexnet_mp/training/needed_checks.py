@@ -55,6 +55,7 @@ class Asked:
     kernels: str  # as in --kernels
     pipeline: str  # its name
     storage: str  # what the data's splits hold, see `dataset.py`
+    overlap: bool | None = None  # see `Exchange`
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def crossings(setup: Asked) -> list[Check]:
             f"the exchange for {', '.join(names)} between {where}",
             setup.devices,
             device_checks.crossing,
-            ((CROSSING_IMAGES, *shape), setup.dtype),
+            ((CROSSING_IMAGES, *shape), setup.dtype, setup.overlap),
         )
         for shape, names in readers.items()
     ]
@@ -157,9 +158,12 @@ def _kernels(setup, device, sizes):
     parameters = tuple(
         dict.fromkeys(_shorten(shape) for size in sizes for shape in (size.weight_shape, size.bias_shape))
     )
-    return checklist + _checks_of(
-        "kernel", "paper_sgd_", target, device_checks.update, (parameters, recipe.momentum, setup.kernels)
-    )
+    arguments = parameters, recipe.momentum, setup.dtype, setup.kernels
+    checklist += _checks_of("kernel", "paper_sgd_", target, device_checks.update, arguments)
+    if device.type == "cuda":  # on a CPU PyTorch computes it
+        arguments = setup.classes, setup.dtype, setup.kernels
+        checklist += _checks_of("kernel", "topk_credit", target, device_checks.credit, arguments)
+    return checklist
 
 
 def _checks_of(kind, operation, target, function, arguments, layers=()):

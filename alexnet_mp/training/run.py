@@ -116,7 +116,7 @@ def choose_pipeline(plan: Plan) -> tuple[DataSet, Pipeline, str | dict[str, str]
     refuse_batch(pipeline, recipe.batch_size, True, plan.pieces, plan.ranks.local_count)
     _changes(plan, dataset)
     name, findings = self_check.before_run(
-        pipeline, options.kernels, pipeline_is_chosen=options.pipeline != "auto", wanted=options.self_check
+        pipeline, options.kernels, plan.overlap, options.pipeline != "auto", wanted=options.self_check
     )
     if name != pipeline.name:
         pipeline = make_pipeline(name, *arguments)

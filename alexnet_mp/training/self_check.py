@@ -37,12 +37,12 @@ MOST_BYTES = 1 << 20  # of what is remembered of a device
 
 
 def before_run(
-    pipeline: Pipeline, kernels: str, pipeline_is_chosen: bool, wanted: bool = True
+    pipeline: Pipeline, kernels: str, overlap: bool | None, pipeline_is_chosen: bool, wanted: bool = True
 ) -> tuple[str, str | dict[str, str]]:
     """Check what a run needs: (name of the pipeline that it is to use, what run.json records of the checks).
 
-    pipeline: the run's, not yet used. Says what was found; from now on `--kernels auto` leaves out what has failed.
-    Raises UserError where the run can't go on.
+    pipeline: the run's, not yet used. overlap: see `Exchange`. Says what was found; from now on `--kernels auto` leaves
+    out what has failed. Raises UserError where the run can't go on.
     """
     dispatch.leave_out(())
     if not wanted:
@@ -58,6 +58,7 @@ def before_run(
         kernels,
         pipeline.name,
         dataset.splits["train"].storage,
+        overlap,
     )
     name, findings = examine(setup, pipeline_is_chosen)
     outcomes = list(findings.values())

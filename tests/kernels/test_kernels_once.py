@@ -7,7 +7,7 @@ odd shapes, the ties, the NaN.
 
 import pytest
 import torch
-from alexnet_mp.kernels import augment, paper_sgd_, reference, relu_dropout
+from alexnet_mp.kernels import augment, dispatch, paper_sgd_, reference, relu_dropout
 from cases import (
     assert_rounded_once,
     clear_winners,
@@ -22,6 +22,7 @@ from cases import (
 from inner_cases import every
 
 from alexnet_mp import kernels as public
+from alexnet_mp.evaluation.accuracy import topk_credit, topk_credit_each
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 every_dtype = pytest.mark.parametrize(
@@ -48,7 +49,9 @@ def close(actual, exact, scale=1.0, packed=False):
 
 
 def test_nothing_is_left_out():
+    """`topk_credit` is a kernel of `evaluation/accuracy.py`."""
     assert set(MAPS) | OTHERS | PLAIN == set(public.__all__)
+    assert set(dispatch.WITHOUT_CUDA) <= set(MAPS) | OTHERS | {"topk_credit"}
 
 
 @every_dtype
@@ -112,6 +115,36 @@ def test_paper_sgd(implementation, dtype):
     paper_sgd_(*tensors, **rule, kernels=kernels)
     for actual, expected in zip((*tensors[0], *tensors[2]), (*exact[0], *exact[2]), strict=True):
         close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_paper_sgd_of_a_run(implementation, dtype):
+    """As it trains in 16 bits: gradients and copies of the float32 weights in them, and sums that watch for NaN."""
+    kernels, device = implementation
+    w, g, v = (
+        [values(size, seed=seed, scale=1).float().to(device) for size in (1, 4097, 40_003)] for seed in (1, 2, 3)
+    )
+    g = [gradient.to(dtype) for gradient in g]
+    copies, sums = [torch.zeros_like(gradient) for gradient in g], torch.zeros(3, device=device)
+    exact = [[tensor.double().cpu() for tensor in part] for part in (w, g, v)]
+    rule = dict(learning_rates=[0.1, 0.0, 0.01], momentum=0.9, weight_decays=[5e-4] * 3)
+    reference.paper_sgd_(*exact, **rule)
+    paper_sgd_(w, g, v, copies=copies, sums=sums, **rule, kernels=kernels)
+    for number in (0, 2):
+        close(w[number], exact[0][number])
+        assert torch.equal(copies[number], w[number].to(dtype))
+        assert abs(float(sums[number]) - float(exact[0][number].sum())) <= 1e-6 * float(exact[0][number].abs().sum())
+    assert not copies[1].any() and sums[1] == 0
+
+
+@every_dtype
+def test_topk_credit(implementation, dtype):
+    """The others are right and wrong, and tied."""
+    kernels, device = implementation
+    scores, labels = values(64, 10, scale=1).to(dtype), torch.arange(64) % 10
+    scores[32:] = scores[32:].round()
+    actual = topk_credit(scores.to(device), labels.to(device), kernels)
+    assert torch.equal(actual.cpu(), torch.stack([each.sum() for each in topk_credit_each(scores, labels)]))
 
 
 @every_dtype

@@ -358,15 +358,6 @@ def test_cuda_kernels_are_not_chosen_on_a_gpu_that_they_are_not_compiled_for(mon
         dispatch._below_sm80.cache_clear()
 
 
-@pytest.fixture
-def with_gpu_kernels(monkeypatch):
-    """Both kinds of GPU kernels are built, and no GPU is too old for them; nothing stays left out."""
-    monkeypatch.setattr(dispatch, "built", lambda: ("cuda", "triton", "cpu"))
-    monkeypatch.setattr(dispatch, "_too_old", lambda device: False)
-    yield
-    dispatch.leave_out(())
-
-
 def test_an_implementation_that_is_left_out_gives_way_to_the_next(with_gpu_kernels):
     first, second = "cuda:0", torch.device("cuda:1")
     dispatch.leave_out(

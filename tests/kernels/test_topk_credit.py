@@ -73,7 +73,7 @@ def test_who_counts(monkeypatch):
     for kernels in ("auto", "reference"):
         assert torch.equal(topk_credit(scores, labels, kernels), expected)
     with monkeypatch.context() as patch:
-        patch.setattr("alexnet_mp.evaluation.accuracy.resolve", lambda kernels, device: kernels)
+        patch.setattr("alexnet_mp.evaluation.accuracy.resolve", lambda kernels, *what: kernels)
         patch.setattr("alexnet_mp.evaluation.accuracy.topk_credit_each", None)
         credit = topk_credit(scores.to(DEVICE), labels.to(DEVICE), "triton")
     torch.testing.assert_close(credit.cpu(), expected, rtol=1e-15, atol=0)

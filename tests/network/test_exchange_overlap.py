@@ -150,7 +150,7 @@ def test_frozen_layers_send_nothing_back():
 
 
 @pytest.mark.parametrize("frozen", FROZEN)
-def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):
+def test_a_matrix_gets_its_gradient_half_by_half(frozen):
     """Where it belongs at once, and with nothing to transpose: no `cat` of halves; the numbers are autograd's."""
     x, results, counters = images(mini()), [], []
     for by_hand in (False, True):

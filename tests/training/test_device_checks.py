@@ -1,10 +1,11 @@
 """What the self-check calls: all is right here, and each planted fault is seen."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
-from alexnet_mp.kernels import dispatch, lrn_pool
+from alexnet_mp.kernels import dispatch, lrn_pool, reference, sgd
 from checked_devices import needs_kernels, one_wrong_pixel
 from inner_cases import every
 from pipeline_sets import needs_dali
@@ -151,6 +152,55 @@ def test_a_wrong_mask_of_dropout_is_seen(monkeypatch):
 
 
 @needs_kernels
+@every("dtype", [torch.float32, torch.bfloat16])
+def test_what_an_update_writes_beside_the_weights_is_seen(dtype, monkeypatch):
+    """The copies in which the next step computes, and the sums that watch for NaN."""
+    (check,) = checks_of("kernel", "paper_sgd_", dtype=dtype)
+    real = reference.note_weights
+
+    def copies_are_old(number, w, copies, sums):
+        real(number, w, copies and [torch.empty_like(copy) for copy in copies], sums)
+
+    def sums_are_not_written(number, w, copies, sums):
+        real(number, w, copies)
+
+    def nan_counts_as_zero(number, w, copies, sums):
+        real(number, w, copies)
+        sums[number] = w.nansum()
+
+    faults = {sums_are_not_written: "sums of the weights: off by", nan_counts_as_zero: "finite where one is NaN"}
+    if dtype != torch.float32:
+        faults[copies_are_old] = "copies of the weights: off by"
+    for fault, words in faults.items():
+        monkeypatch.setattr(sgd, "reference", SimpleNamespace(paper_sgd_=reference.paper_sgd_, note_weights=fault))
+        with pytest.raises(Wrong, match=words):
+            check.function(check.devices, *check.arguments)
+
+
+def test_credit_that_is_wrong_is_seen(monkeypatch):
+    device_checks.credit((CPU,), 10, torch.bfloat16, "auto")
+    real = device_checks.topk_credit
+
+    def equals_count_as_right(scores, labels, kernels):
+        if kernels == "reference":
+            return real(scores, labels)
+        return real(scores + 1e-6 * torch.nn.functional.one_hot(labels, scores.shape[1]), labels)
+
+    monkeypatch.setattr(device_checks, "topk_credit", equals_count_as_right)
+    with pytest.raises(Wrong, match="in the answers that are right: off by"):
+        device_checks.credit((CPU,), 10, torch.float32, "auto")
+
+
+def test_on_a_gpu_credit_is_checked_and_can_be_left_out(with_gpu_kernels):
+    first = torch.device("cuda:0")
+    checks = checks_of("kernel", "topk_credit", devices=(first, first))
+    assert [check.what for check in checks] == ["topk_credit by triton on cuda:0"]
+    dispatch.leave_out({("topk_credit", "triton", "cuda:0")})
+    assert dispatch.resolve("auto", first, "topk_credit") == "reference"
+    assert not [check for check in needed_checks.checks(asked((first, first))) if check.operation == "topk_credit"]
+
+
+@needs_kernels
 def test_a_product_that_is_wrong_is_seen(monkeypatch):
     device_checks.product((CPU,), (256, 4096), "auto")
     real = device_checks.linear
@@ -172,14 +222,17 @@ def test_an_augmentation_that_is_wrong_is_seen(monkeypatch):
 # --- crossings
 
 
+@every("overlap", [None, False])
 @every("dtype", [torch.float32, torch.bfloat16])
-def test_crossings_are_right(dtype):
-    checks = checks_of("crossing", devices=(CPU, OTHER), dtype=dtype)
+def test_crossings_are_right(dtype, overlap):
+    """Those that the run will make: what doesn't overlap waits for the whole."""
+    checks = checks_of("crossing", devices=(CPU, OTHER), dtype=dtype, overlap=overlap)
     run(checks)
+    assert all(check.arguments[-1] is overlap for check in checks)
     assert [check.what for check in checks] == [
         f"the exchange for {layers} between cpu and cpu:0" for layers in ("conv3", "fc6", "fc7, fc8")
     ]
-    exchange = Exchange([CPU, OTHER])
+    exchange = Exchange([CPU, OTHER], overlap)
     device_checks.cross(exchange, (2, 3, 4, 4), dtype)
     assert len(exchange.ledger) == 4 * device_checks.ROUNDS  # both ways, forward and backward
 

@@ -133,7 +133,7 @@ def test_no_gradient_that_nobody_wants_is_computed(frozen):
 
 @pytest.mark.run
 @every("frozen", FROZEN)
-def test_a_matrix_gets_its_gradient_half_by_half(frozen, by_halves):  # noqa: F811
+def test_a_matrix_gets_its_gradient_half_by_half(frozen):
     """The bits of the eager pass, and as many products."""
     x, gradient_lists, counts = images(mini(), torch.float32), [], []
     for compute in (gradients, played):
