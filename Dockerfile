@@ -2,8 +2,8 @@
 # Not run where this project is developed: there is neither Docker nor a GPU.
 #
 #   docker build -t alexnet_mp .
-#   docker run --rm --gpus all alexnet_mp                                                  # the doctor's page
-#   docker run --rm --gpus all --shm-size 8g -v "$PWD:/work" -w /work alexnet_mp train --gpus 0,1 --data SET --out RUN
+#   docker run --rm --gpus all alexnet_mp                                    # the doctor's page
+#   docker run --rm --gpus all -v "$PWD:/work" -w /work alexnet_mp train --gpus 0,1 --data SET --out RUN
 ARG CUDA=13.0.2
 FROM nvidia/cuda:${CUDA}-devel-ubuntu24.04
 

@@ -24,8 +24,8 @@ import setuptools
 if int(setuptools.__version__.partition(".")[0]) < 77:
     sys.exit(f"alexnet_mp: setuptools is {setuptools.__version__}, 77 or newer builds it: pip install -U setuptools")
 
-from setuptools import find_packages, setup  # noqa: E402
-from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
+from setuptools import find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 LIBRARY = "alexnet_mp.kernels.compiled"
 # The oldest torch that is supported, 2.11, as torch's headers write it: the library asks for nothing that came later,

@@ -5,6 +5,7 @@ examples
   python -m alexnet_mp.claims run lrn --data imagenette --base mini --epochs 20  one of them, three seeds an arm
   python -m alexnet_mp.claims run cifar-relu --data cifar10 --seeds 5 --search-epochs 3
   python -m alexnet_mp.claims run all --data imagenette --epochs 20 --budget 2h  as many as two hours allow
+  python -m alexnet_mp.claims run study --data tiny100 --base desk               claims/desk-study.md, six seeds
   python -m alexnet_mp.claims table                                              README's table, the page of all claims
   python -m alexnet_mp.claims table --write                                      into README.md and docs/claims.md
 
@@ -23,13 +24,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command_options import add_machine_options, compute_as_in_training
+from .data.dataset import reason_of
 from .experiments import findings, page
 from .experiments.claim import command
 from .experiments.elsewhere import ELSEWHERE
 from .experiments.paper_claims import CLAIMS
 from .experiments.plan import opened
 from .experiments.records import RECORDS, read_records, take_records
-from .experiments.run_all import SMALLEST, run_all, run_one
+from .experiments.run_all import SMALLEST, chosen, run_all, run_one
 from .experiments.time_budget import Forecast
 from .recipes.named import PRESETS
 from .system.command_line import command_parser
@@ -112,9 +114,9 @@ def _run(options):
     _refuse(options)
     compute_as_in_training()
     forecast = Forecast(options, _seconds(options.budget))
-    if options.claim == "all":
+    if options.claim in ("all", "study"):
         return run_all(options, forecast)
-    claim = next(claim for claim in CLAIMS if claim.id == options.claim)
+    (claim,) = chosen(options.claim)
     return run_one(claim, options, forecast)
 
 
@@ -131,11 +133,11 @@ def _seconds(budget):
 def _refuse(options):
     if entry := next((entry for entry in ELSEWHERE if entry.id == options.claim), None):
         raise UserError(f"{options.claim} has no run of its own; its figure comes from: {entry.command}")
-    if options.claim not in ("all", *(claim.id for claim in CLAIMS)):
+    claims = chosen(options.claim)
+    if not claims:
         raise UserError(
-            f"no claim is called {options.claim}; they are {', '.join(claim.id for claim in CLAIMS)}, and all"
+            f"no claim is called {options.claim}; they are {', '.join(claim.id for claim in CLAIMS)}, all and study"
         )
-    claims = [claim for claim in CLAIMS if options.claim in (claim.id, "all")]
     if options.larger and not any(arm.larger for claim in claims for arm in claim.arms):
         raise UserError(f"--larger {options.larger}: {options.claim} trains nothing on another set")
     if options.search_epochs and not any(claim.kind.searches_rates for claim in claims):
@@ -147,12 +149,19 @@ def _refuse(options):
     if options.first_seed < 0:
         raise UserError(f"--first-seed {options.first_seed}: it must be at least 0")
     for setting in options.set:
-        if setting.partition("=")[0] in ("seed", "name"):
+        field = setting.partition("=")[0]
+        if field == "epochs":
+            raise UserError(f"--set {setting}: --epochs N says it, and moves the epochs at which the rates fall")
+        if field in ("seed", "name"):
             raise UserError(
                 f"--set {setting}: the arms have names of their own, and their seeds by --seeds K and --first-seed S"
             )
     if options.larger:
-        larger_classes, data_classes = (len(opened(data, SMALLEST).classes) for data in (options.larger, options.data))
+        try:
+            larger_classes = len(opened(options.larger, SMALLEST).classes)
+        except UserError as error:
+            raise UserError(f"--larger {options.larger}: {reason_of(error, options.larger)}") from None
+        data_classes = len(opened(options.data, SMALLEST).classes)
         if larger_classes <= data_classes:
             raise UserError(
                 f"--larger {options.larger}: it has {larger_classes:,} classes and --data {options.data} has "
@@ -173,14 +182,14 @@ def _parser():
     actions = parser.add_subparsers(dest="action", metavar="list|run|table")
     listing = actions.add_parser("list", help="all claims with their figures; what no word asks for")
     run = actions.add_parser("run", help="train what a claim needs, test it, record it")
-    run.add_argument("claim", metavar="ID|all")
+    run.add_argument("claim", metavar="ID|all|study", help="study: the claims of claims/desk-study.md, in its order")
     run.add_argument("--data", required=True, metavar="DIR|builtin", help="a folder, a prepared set, or builtin")
     run.add_argument("--larger", metavar="DIR", help="of pretraining and ensemble7: the set with more classes")
     run.add_argument(
         "--seeds",
         type=int,
         metavar="K",
-        help="seeds 0 to K-1 in every arm, or K ensembles; default: the claim's, 3 or 1",
+        help="seeds 0 to K-1 in every arm, or K ensembles; default: the claim's, 3 or 1; study: 6 and 1",
     )
     run.add_argument(
         "--first-seed", type=int, default=0, metavar="S", help="seeds S to S+K-1, or ensembles; default: %(default)s"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .reporting import page
-from .reporting.comparison import read_compared, text
+from .reporting.comparison import read_compared, refuse_copies, text
 from .reporting.comparison_page import MOST_RUNS, parts
 from .reporting.pages_of_runs import named, page_directory
 from .system.command_line import command_parser
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 2 <= len(options.runs) <= MOST_RUNS:
         parser.error(f"{len(options.runs)} run{'s' * (len(options.runs) > 1)}: 2 to {MOST_RUNS} can be compared")
     runs = [read_compared(name, directory) for name, directory in named(options.runs).items()]
+    refuse_copies(runs)
     for line in text(runs):
         say(printable(line))
     if options.out is not None:

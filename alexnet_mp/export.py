@@ -25,6 +25,7 @@ from .data.dataset import open_dataset
 from .interchange import hub
 from .interchange.export import FORMATS, export
 from .runs.directory import read_run
+from .runs.unit_means import UNIT_MEANS
 from .system.command_line import command_parser
 from .system.errors import UserError, run_command
 from .system.terminal import say
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         means=means,
     )
     say(f"wrote {options.out}: {difference}")
+    if options.half and means is None and (Path(options.run) / UNIT_MEANS).exists():
+        say("without the run's unit means, which are of weights that were not rounded; --data SET computes others")
     if options.push is not None:
         say(f"pushed: {hub.push(Path(options.out), options.push)}")
     return 0
@@ -80,7 +83,8 @@ def _parser():
     parser.add_argument(
         "--data",
         metavar="DIR|builtin",
-        help="of hub: keep the mean of each unit over val pictures of these, which stands for a tower that is off",
+        help="of hub: keep the mean of each unit over val pictures of these, which stands for a tower that is off; "
+        "default: those that the run came with, if any",
     )
     parser.add_argument("--synsets", metavar="FILE|SET", help=synsets.HELP)
     add_run_options(parser)

@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answers.append({"file": path, "error": str(picture)})
             continue
         if options.page is not None:
-            _write_page(options, network, training, path, picture, words)
+            with lines_on_stderr():
+                _write_page(options, network, training, path, picture, words)
         top = [
             {"class": training.classes[label], "name": words[label], "label": label, "probability": probability}
             for probability, label in zip(*(tensor.tolist() for tensor in prediction))

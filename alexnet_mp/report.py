@@ -37,6 +37,7 @@ from .reporting.code_lengths import BITS, short_codes
 from .reporting.code_lengths import PART as CODES
 from .reporting.exchange import exchange
 from .reporting.first_layer import SCALES, figure_3, specialisation
+from .reporting.forward_passes import forward_passes
 from .reporting.growth import growing
 from .reporting.headline import headline
 from .reporting.lesions import PART as LESIONS
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What --synsets can't name is refused before the index is made.
         in_words(index_run.dataset.classes, index_run.dataset.classes, options.synsets)
     pictures = index_run if index_run is None or options.split in SPLITS else _run_on(options, (options.split,))
+    if pictures is not None:
+        say(_work(options, run_fields["recipe"], pictures.dataset))
     index = None if index_run is None else _index(options)
     network, trained = load_run(first_run, options.gpus, options.kernels)
     recipe = trained.recipe
@@ -178,33 +181,60 @@ def _placeholder(part, message):
     return page.Part(*part, [page.text(f"It needs pictures: {message}.")])
 
 
-def _of_towers(out, network, statistics, split, options, kernels, names):
-    """The parts that test the network again and again: what each tower is for, and what it sees.
-
-    --pictures are for lesions and altered pictures; ten times as many for the classes, which have few each; half as
-    many for single kernels and deals of them, which are many."""
-    count, labelled = options.pictures, bool((np.asarray(split.labels) >= 0).all())
+def _samples(split, count):
+    """{what is measured: the numbers of pictures of --split}, for --pictures of `count`; ten times as many for the
+    classes, which have few each; half as many for single kernels and deals of them, which are many."""
     sample, large_sample, small_sample = (
         evenly(len(split), number) for number in (count, 10 * count, max(1, count // 2))
     )
+    return {
+        "lesions": sample,
+        "single kernels": small_sample,
+        "altered pictures": sample,
+        "brightness and colour": small_sample,
+        "classes": large_sample,
+    }
+
+
+def _labelled(split):
+    return bool((np.asarray(split.labels) >= 0).all())
+
+
+def _work(options, recipe, dataset):
+    """How much work `_of_towers` is, in words."""
+    split = dataset.splits[options.split]
+    samples = _samples(split, options.pictures)
+    passes = forward_passes(recipe, len(dataset.classes), _labelled(split))
+    total = sum(times * len(samples[what]) for what, times in passes.items())
+    return (
+        f"lesions, and what each tower sees: as much work as {total:,.0f} forward passes of a picture, with --pictures "
+        f"{options.pictures}; fewer take less"
+    )
+
+
+def _of_towers(out, network, statistics, split, options, kernels, names):
+    """The parts that test the network again and again: what each tower is for, and what it sees."""
+    labelled, samples = _labelled(split), _samples(split, options.pictures)
     inputs = network, statistics, split
 
-    def measure(what, function, numbers, times=1):
-        with progress(what, times * len(numbers)) as advance:
-            return function(*inputs, numbers, advance=advance)
+    def measure(what, function, times=1):
+        with progress(what, times * len(samples[what])) as advance:
+            return function(*inputs, samples[what], advance=advance)
 
-    def sample_in_words(numbers):
+    def sample_in_words(what):
+        numbers = samples[what]
         spread = ", spread evenly" * (len(numbers) < len(split))
         return f"{len(numbers):,} picture{'s' * (len(numbers) > 1)} of {options.split}{spread}"
 
-    tower_lesions = measure("lesions", lesions, sample) if labelled else None
-    removals = measure("kernels removed", kernel_lesions, small_sample) if labelled else None
-    sights = measure("altered pictures", sight, sample, len(ALTERATIONS)) if labelled else ()
-    division = measure("brightness and colour", colour_division, small_sample, 3)
-    leanings = measure("classes", class_leanings, large_sample) if labelled else None
+    tower_lesions = measure("lesions", lesions) if labelled else None
+    removals = measure("single kernels", kernel_lesions) if labelled else None
+    sights = measure("altered pictures", sight, len(ALTERATIONS)) if labelled else ()
+    division = measure("brightness and colour", colour_division, 3)
+    leanings = measure("classes", class_leanings) if labelled else None
+    sample_words, kernel_words = map(sample_in_words, ("lesions", "single kernels"))
     return [
-        lesions_part(out, tower_lesions, removals, kernels, sample_in_words(sample), sample_in_words(small_sample)),
-        sight_part(out, sights, division, leanings, split, sample, names, sample_in_words(sample)),
+        lesions_part(out, tower_lesions, removals, kernels, sample_words, kernel_words),
+        sight_part(out, sights, division, leanings, split, samples["altered pictures"], names, sample_words),
     ]
 
 
@@ -262,8 +292,8 @@ def _parser():
         type=int,
         default=500,
         metavar="N",
-        help="of --split, on which lesions and what a tower sees are measured; ten times as many for the classes, half "
-        "as many for single kernels; default: 500",
+        help="of --split, on which lesions and what a tower sees are measured, most of a report's work; ten times as "
+        "many for the classes, half as many for single kernels; default: 500",
     )
     parser.add_argument("--synsets", metavar="FILE|SET", help=synsets.HELP)
     parser.add_argument(

@@ -49,9 +49,8 @@ def _parser():
     parser.add_argument(
         "--precision",
         choices=precision.CHOICES,
-        default=Options.precision,
         help="bf16: activations and their gradients in bfloat16, weights and velocity in float32; "
-        "default: fp32, TF32 off",
+        "default: fp32, TF32 off; resumed, what the run had",
     )
     parser.add_argument(
         "--graphs",
@@ -73,7 +72,7 @@ def _parser():
         choices=("on", "off"),
         help="on: at a layer that reads both towers, each multiplies its own half while the other half travels, and "
         "adds the two products; off: it waits and makes one product, which rounds differently; default: on where the "
-        "towers have two devices or processes",
+        "towers have two devices or processes; resumed, what the run had",
     )
     parser.add_argument(
         "--microbatch",

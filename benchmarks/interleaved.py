@@ -235,11 +235,11 @@ def compare(seconds, step, bytes_, against):
         for name, median in medians.items()
     }
     for name, steps in seconds.items():
-        for rival in against:
-            if rival in seconds and rival != name and len(steps[step]) > 1:
-                ratios = [theirs / own for theirs, own in zip(seconds[rival][step], steps[step], strict=True)]
+        for baseline in against:
+            if baseline in seconds and baseline != name and len(steps[step]) > 1:
+                ratios = [theirs / own for theirs, own in zip(seconds[baseline][step], steps[step], strict=True)]
                 q1, _, q3 = statistics.quantiles(ratios, n=4, method="inclusive")
-                figures[name][f"quartiles_to_{rival}"] = [q1, q3]
+                figures[name][f"quartiles_to_{baseline}"] = [q1, q3]
     if "copy" in seconds:
         roof = seconds["copy"][step]
         half = max(1, len(roof) // 2)

@@ -9,7 +9,7 @@ OURS = {
     "pipeline": ("dali", "torch", "raw"),
     "fed-step": ("dali", "torch", "raw"),
     "exchange": ("overlapped",),
-    "two-gpus": ("two-towers",),
+    "two-gpus": ("two-towers", "two-towers-graphs"),
     "scaling": ("towers-apart", "two-pairs", "two-pairs-fixed"),
     "forked": ("joined", "forked", "joined-forked"),
 }
@@ -86,9 +86,9 @@ def _of_group(name, variants, passes):
         ratios = {key.removeprefix("ratio_to_"): value for key, value in info.items() if key.startswith("ratio_to_")}
         ratios.pop(variant, None)
         columns = [_ratio(info, baseline) if baseline in ratios else "" for baseline in BASELINES]
-        rivals = [f"{rival} {_times(value)}" for rival, value in ratios.items() if rival not in BASELINES]
+        others = [f"{baseline} {_times(value)}" for baseline, value in ratios.items() if baseline not in BASELINES]
         remarks = [
-            ", ".join(rivals),
+            ", ".join(others),
             *_remarks(variant, [entries[variant]["extra_info"] for entries in passes.values() if variant in entries]),
         ]
         yield from _row(

@@ -101,18 +101,18 @@ def _maps(groups):
             cases.setdefault(key, {})[group["pass"]] = group["rivals"]
     rows = []
     for case, passes in cases.items():
-        rivals = passes.get("fwdbwd", {})
-        baseline, mark = ("eager", "") if "eager" in rivals else ("reference", " *")
-        for name in [variant for variant in rivals if variant.startswith("ours-")]:
-            info = rivals[name]
+        variants = passes.get("fwdbwd", {})
+        baseline, mark = ("eager", "") if "eager" in variants else ("reference", " *")
+        for name in [variant for variant in variants if variant.startswith("ours-")]:
+            info = variants[name]
             percents = [passes.get(step, {}).get(name, {}).get("pct_of_roof") for step in ("fwd", "bwd")]
             rows.append(
                 _row(
                     *case,
                     name.removeprefix("ours-"),
                     _time(info),
-                    _time(rivals.get(baseline)) + mark,
-                    _time(rivals.get("compile")),
+                    _time(variants.get(baseline)) + mark,
+                    _time(variants.get("compile")),
                     _times(info.get(f"ratio_to_{baseline}")),
                     _times(info.get("ratio_to_compile")),
                     *map(_percent, percents),

@@ -1,9 +1,11 @@
-"""One update of all 60,965,224 parameters of the paper's network, both towers on one device, float32.
+"""One update of all 60,965,224 parameters of the paper's network, both towers on one device.
 
 Ours is the paper's rule (`paper_sgd_`); torch.optim.SGD, foreach and fused, is another recurrence (its velocity does
-not carry the learning rate) over the same tensors, and "reference" the plain PyTorch text of ours. The least is to read
-w, v and g and to write w and v, 20 bytes a parameter: the roof is a copy of as many bytes. The tensors, 244 MB thrice,
-are more than caches hold."""
+not carry the learning rate) over the same tensors, and "reference" the plain PyTorch text of ours. fp32 is the update
+alone. bf16 is what a training in bf16 calls: gradients of 16 bits, the weights' 16-bit copies, a sum of each weight
+tensor. There torch.optim.SGD has its gradients widened before and the copies made after, as autocast does, and sums
+nothing. The least is to read w, v and g and to write w, v and the copy, in both 20 bytes a parameter: the roof is a
+copy of as many bytes. The tensors, 12 bytes a parameter, are more than caches hold."""
 
 import copy
 import functools
@@ -33,8 +35,9 @@ from alexnet_mp.recipes.shapes import parameter_counts, sizes
 RECIPE = paper()
 RATE, SEED = 0.01, 0
 ROWS = [
-    (torch.device(device), variant)
+    (torch.device(device), dtype, variant)
     for device, ours in (("cpu", "ours-cpu"), ("cuda:0", "ours-triton"))
+    for dtype in ("fp32", "bf16")
     for variant in (ours, "reference", "foreach", "fused", "copy")
 ]
 
@@ -46,19 +49,23 @@ def measured():
 
 @pytest.mark.benchmark(timer=REPLAY)
 @pytest.mark.parametrize(
-    "device, variant",
+    "device, dtype, variant",
     [
         pytest.param(
-            device, variant, id=f"{device.type}-sgd-{variant}", marks=[pytest.mark.gpus(1)] * (device.type == "cuda")
+            device,
+            dtype,
+            variant,
+            id=f"{device.type}-sgd-{dtype}-{variant}",
+            marks=[pytest.mark.gpus(1)] * (device.type == "cuda"),
         )
-        for device, variant in ROWS
+        for device, dtype, variant in ROWS
     ],
 )
-def test_sgd(device, variant, benchmark, measured, asked, rounds):
+def test_sgd(device, dtype, variant, benchmark, measured, asked, rounds):
     if reason := absence(variant, device):
         pytest.skip(reason)
-    seconds, wall, conditions = measured(device, asked, rounds)
-    benchmark.group = "sgd-fp32"
+    seconds, wall, conditions = measured(device, dtype, asked, rounds)
+    benchmark.group = f"sgd-{dtype}"
     replay(benchmark, seconds[variant]["update"])
     bytes_ = sgd_bytes(RECIPE)
     times = compare(seconds, "update", bytes_, ("foreach", "fused", "reference"))
@@ -69,22 +76,26 @@ def test_sgd(device, variant, benchmark, measured, asked, rounds):
         | {
             "op": "sgd",
             "variant": variant,
-            "dtype": "fp32",
+            "dtype": dtype,
             "bytes": bytes_,
             **({"wall_s": statistics.median(wall[variant]["update"])} if device.type == "cuda" else {}),
         }
     )
 
 
-def measure(device, names, rounds):
+def measure(device, dtype, names, rounds):
     """Those asked for that are there, checked and timed: (seconds, the same by the host's clock, the conditions)."""
-    tensors, variants = parameters(device), {}
+    weights, gradients, velocities = parameters(device)
+    copies, sums, variants = [], None, {}
+    if dtype == "bf16":
+        gradients = [gradient.bfloat16() for gradient in gradients]
+        copies, sums = [torch.empty_like(weight) for weight in gradients], torch.empty(len(weights), device=device)
     for name in names:
         if name == "copy":
             variants[name] = CopyRoof({"update": sgd_bytes(RECIPE)}, device)
             continue
         if not absence(name, device):  # else its own test says so
-            variants[name] = Update(name, tensors)
+            variants[name] = Update(name, (weights, gradients, velocities), copies, sums)
     before = clocks(device)
     seconds, wall = time_interleaved(variants, device, rounds, seed=SEED)
     return (
@@ -116,11 +127,13 @@ def parameters(device):
 
 
 class Update:
-    """One variant's update of the tensors, which all share: float32 stays finite, as gradients and decay are small."""
+    """One variant's update of the tensors, which all share: float32 stays finite, as gradients and decay are small.
+
+    copies, sums: as `paper_sgd_` has them."""
 
     sets = 1
 
-    def __init__(self, name, tensors):
+    def __init__(self, name, tensors, copies, sums):
         weights, gradients, velocities = tensors
         hyper = dict(
             learning_rates=[RATE] * len(weights),
@@ -128,27 +141,35 @@ class Update:
             weight_decays=[RECIPE.weight_decay] * len(weights),
         )
         if name in ("foreach", "fused"):
-            run = torch_sgd(weights, gradients, velocities, name)
-            check_torch_sgd(weights, gradients, velocities, name)
+            run = torch_sgd(weights, gradients, velocities, copies, name)
+            check_torch_sgd(weights, gradients, velocities, copies, name)
         else:
             update = functools.partial(paper_sgd_, kernels=name.removeprefix("ours-"))
-            check_paper_sgd(update, tensors, hyper)
-            run = functools.partial(update, *tensors, **hyper)
+            check_paper_sgd(update, tensors, hyper, copies, sums)
+            run = functools.partial(update, *tensors, **hyper, copies=copies, sums=sums)
         # a GPU is busy for 300 us a call: its queue hides the launches
         self.calls = GRAPH_CALLS if weights[0].is_cuda else 1
         self.runs = {"update": lambda: [run() for _ in range(self.calls)]}
 
 
-def torch_sgd(weights, gradients, velocities, name):
-    """The step of a torch.optim.SGD over the same tensors, its momentum buffers among them."""
+def torch_sgd(weights, gradients, velocities, copies, name):
+    """The step of a torch.optim.SGD over the same tensors, its momentum buffers among them. copies: if there are any,
+    gradients of 16 bits are widened before it, and the copies are made after it."""
+    wide = [gradient.float() for gradient in gradients]  # those of float32 themselves
     leaves = [weight.detach().requires_grad_() for weight in weights]
     optimizer = torch.optim.SGD(
         leaves, lr=RATE, momentum=RECIPE.momentum, weight_decay=RECIPE.weight_decay, **{name: True}
     )
-    for leaf, gradient, velocity in zip(leaves, gradients, velocities, strict=True):
+    for leaf, gradient, velocity in zip(leaves, wide, velocities, strict=True):
         leaf.grad = gradient
         optimizer.state[leaf]["momentum_buffer"] = velocity
-    return optimizer.step
+
+    def step_between_casts():
+        torch._foreach_copy_(wide, gradients)
+        optimizer.step()
+        torch._foreach_copy_(copies, weights)
+
+    return step_between_casts if copies else optimizer.step
 
 
 def some(tensors):
@@ -156,22 +177,33 @@ def some(tensors):
     return [torch.cat([tensor.flatten()[:5000], tensor.flatten()[-5000:]]).double() for tensor in tensors]
 
 
-def check_paper_sgd(update, tensors, hyper):
-    """Update copies, and compare some values of each tensor with the reference in float64. Raises AssertionError."""
+def check_paper_sgd(update, tensors, hyper, copies, sums):
+    """Update clones, and compare some values of each tensor with the reference in float64, the 16-bit copies and the
+    sums with the new weights. Raises AssertionError."""
     oracle = [some(part) for part in tensors]
     reference.paper_sgd_(*oracle, **hyper)
     weights, gradients, velocities = copy.deepcopy(tensors)
-    update(weights, gradients, velocities, **hyper)
+    update(weights, gradients, velocities, **hyper, copies=copies, sums=sums)
+    check_copies(copies, weights)
+    if sums is not None:
+        exact = torch.stack([weight.double().sum() for weight in weights])
+        allowance = torch.tensor([1e-6 * weight.numel() for weight in weights], device=sums.device)
+        assert ((sums - exact).abs() <= allowance).all(), (sums, exact)
     for group, targets in ((weights, oracle[0]), (velocities, oracle[2])):
         for index, (actual, target) in enumerate(zip(some(group), targets, strict=True)):
             torch.testing.assert_close(actual, target, rtol=1e-5, atol=1e-8, msg=lambda text: f"tensor {index}: {text}")
 
 
-def check_torch_sgd(weights, gradients, velocities, name):
+def check_copies(copies, weights):
+    assert all(torch.equal(one, weight.bfloat16()) for one, weight in zip(copies, weights))
+
+
+def check_torch_sgd(weights, gradients, velocities, copies, name):
     """The same for v <- m v + g + d w; w <- w - e v."""
     w, g, v = (some(part) for part in (weights, gradients, velocities))
     weights, velocities = copy.deepcopy((weights, velocities))
-    torch_sgd(weights, gradients, velocities, name)()
+    torch_sgd(weights, gradients, velocities, copies, name)()
+    check_copies(copies, weights)
     for index, (actual, weight, gradient, velocity) in enumerate(zip(some(weights), w, g, v, strict=True)):
         target = weight - RATE * (RECIPE.momentum * velocity + gradient + RECIPE.weight_decay * weight)
         torch.testing.assert_close(actual, target, rtol=1e-5, atol=1e-8, msg=lambda text: f"tensor {index}: {text}")

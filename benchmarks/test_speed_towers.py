@@ -4,9 +4,11 @@
 
 `two-towers`: the paper's network, a tower a device. `one-gpu`: half the kernels in each convolution but the last, the
 fully connected layers whole, on the first of them (`ablations.one_gpu`). Both take forward, loss, backward and update
-as `train` does, without CUDA graphs. Only `two-gpus` is what the sentence is about; with both towers on one GPU, or on
-the CPU, the larger network has no second device to save time with. `two-processes` is the sentence on a CPU: a process
-and a core for each tower, against one process on one core; `two-gpu-processes` is that on two GPUs, a process each.
+as `train` does, without CUDA graphs; `two-towers-graphs` and `one-gpu-graphs` with them, in one process on GPUs. On two
+GPUs the graphs go from crossing to crossing, and the record says whether `replay_tape` of `csrc/` launches them, or
+Python. Only `two-gpus` is what the sentence is about; with both towers on one GPU, or on the CPU, the larger network
+has no second device to save time with. `two-processes` is the sentence on a CPU: a process and a core for each tower,
+against one process on one core; `two-gpu-processes` is that on two GPUs, a process each.
 """
 
 import math
@@ -21,13 +23,23 @@ from jobs import RATE, Job
 from alexnet_mp import TwoTowerAlexNet, paper
 from alexnet_mp.recipes import shapes
 from alexnet_mp.recipes.ablations import one_gpu
+from alexnet_mp.training.graphed_step import WARM_UP, graphed
 from alexnet_mp.training.step import TrainingStep
 from alexnet_mp.training.update_rule import PaperSGD
 
 PLACES = {"cpu": ("cpu", "cpu"), "one-gpu": ("cuda:0", "cuda:0"), "two-gpus": ("cuda:0", "cuda:1")}
 PROCESSES = {"two-processes": ("cpu", "cpu"), "two-gpu-processes": ("cuda:0", "cuda:1")}
 GPUS = {"one-gpu": 1, "two-gpus": 2, "two-gpu-processes": 2}
-VARIANTS = ("two-towers", "one-gpu")
+RECIPES = {"two-towers": paper, "one-gpu": lambda: one_gpu(paper())}
+GRAPHS = {f"{name}-graphs": name for name in RECIPES}
+VARIANTS = (*RECIPES, *GRAPHS)
+CASES = [
+    pytest.param(
+        place, variant, id=f"{place}-{variant}", marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ()
+    )
+    for place in (*PLACES, *PROCESSES)
+    for variant in (VARIANTS if place in GPUS and place in PLACES else RECIPES)
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +48,7 @@ def measured():
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(
-    "place",
-    [
-        pytest.param(place, marks=[pytest.mark.gpus(GPUS[place])] if place in GPUS else ())
-        for place in (*PLACES, *PROCESSES)
-    ],
-)
+@pytest.mark.parametrize("place, variant", CASES)
 @pytest.mark.long("two-gpus")
 def test_step_of_towers(place, variant, benchmark, measured, rounds, request):
     devices = tuple(map(torch.device, PLACES.get(place) or PROCESSES[place]))
@@ -68,8 +73,10 @@ def test_step_of_towers(place, variant, benchmark, measured, rounds, request):
 
 
 def measure(devices, in_processes, batch, rounds):
-    """Both steps timed, interleaved: (seconds, {variant: parameters}, what the record says of the conditions)."""
-    recipes = {"two-towers": paper(), "one-gpu": one_gpu(paper())}
+    """The steps timed, interleaved: (seconds, {variant: parameters}, what the record says of the conditions)."""
+    recipes = {name: make() for name, make in RECIPES.items()}
+    if devices[0].type == "cuda" and not in_processes:
+        recipes |= {name: recipes[recipe] for name, recipe in GRAPHS.items()}
     with ExitStack() as stack:
         if in_processes:
             variants = {
@@ -78,10 +85,16 @@ def measure(devices, in_processes, batch, rounds):
             }
             clock_device, conditions = torch.device("cpu"), {"threads_each": 1}
         else:
-            variants = {name: Step(recipe, devices[: recipe.towers], batch) for name, recipe in recipes.items()}
-            for variant in variants.values():
-                assert variant.step().isfinite()
+            variants = {
+                name: Step(recipe, devices[: recipe.towers], batch, "on" if name in GRAPHS else "off")
+                for name, recipe in recipes.items()
+            }
+            for name, variant in variants.items():
+                for _ in range(WARM_UP + 3 if name in GRAPHS else 1):  # of graphs eager steps and captures
+                    assert variant.step().isfinite()
             clock_device, conditions = devices[0], {"kernels": variants["two-towers"].network.kernels_used()}
+            if "two-towers-graphs" in variants:
+                conditions["replay_tape"] = variants["two-towers-graphs"].has_program()
         before = clocks(devices[0])
         seconds, _ = time_interleaved(variants, clock_device, rounds)
         conditions |= {"clocks_before": before, "clocks_after": clocks(devices[0]), "seed": 0}
@@ -96,19 +109,25 @@ def of_processes(recipe, devices, batch):
 
 
 class Step:
-    """A network's training step on pictures that are there; on two GPUs its time ends when both have ended."""
+    """A network's training step on pictures that are there; on two GPUs its time ends when both have ended.
+
+    graphs: "off", or "on": its CUDA graphs."""
 
     calls, sets = 1, 1
 
-    def __init__(self, recipe, devices, batch):
+    def __init__(self, recipe, devices, batch, graphs="off"):
         self.devices, self.network = devices, TwoTowerAlexNet(recipe, devices)
         optimizer = PaperSGD(self.network)
         optimizer.set_rates(dict.fromkeys(self.network.layer_parameters(), RATE))
-        self.take = TrainingStep(self.network, optimizer)
+        self.take = graphed(TrainingStep(self.network, optimizer), graphs)
         images = 60 * torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
         replicas = {device: images.to(device, memory_format=torch.channels_last) for device in dict.fromkeys(devices)}
         self.images, self.labels = [replicas[device] for device in devices], (torch.arange(batch) % 1000).to(devices[0])
         self.runs = {"step": self.step}
+
+    def has_program(self):
+        """Whether one compiled operator launches the step's graphs and copies (`cuda_graphs.Tape`)."""
+        return all(bool(getattr(shape.forward_and_backward, "program", None)) for shape in self.take.shapes.values())
 
     def step(self):
         streams = [torch.cuda.current_stream(device) for device in dict.fromkeys(self.devices) if device.type == "cuda"]

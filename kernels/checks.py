@@ -48,6 +48,56 @@ def check_bias(x: torch.Tensor, bias: torch.Tensor | None) -> None:
         )
 
 
+def check_maps(x: torch.Tensor) -> None:
+    """Raise ValueError unless x is (N, C, H, W) with a map at least."""
+    if x.dim() != 4 or x.shape[1] == 0:
+        raise ValueError(f"x has the shape {tuple(x.shape)}; it must be (N, C, H, W), C at least 1")
+
+
+def check_norm(size: int, alpha: float, beta: float, k: float) -> None:
+    """Raise ValueError, naming the value, for constants with which a norm is not defined in float32."""
+    at_least("size", size, 1)
+    if not k >= torch.finfo(torch.float32).tiny:
+        raise ValueError(f"k is {k!r}; it must be above 0, and no denormal number in float32")
+    if not (0 <= alpha < float("inf") and 0 <= beta < float("inf")):
+        raise ValueError(f"alpha is {alpha!r} and beta {beta!r}; they must be finite and not negative")
+
+
+def check_windows(x: torch.Tensor, pool: int, stride: int) -> None:
+    """Raise ValueError, naming the value, unless the maps of x hold a window of pool x pool, others `stride` apart."""
+    at_least("pool", pool, 1)
+    at_least("stride", stride, 1)
+    if min(x.shape[2:]) < pool:
+        raise ValueError(f"maps of {x.shape[2]}x{x.shape[3]} are smaller than the {pool}x{pool} pooling window")
+
+
+def check_mask(
+    x: torch.Tensor,
+    probability: float,
+    seed: int,
+    step: int | torch.Tensor | None,
+    layer: int,
+    tower: int,
+    first_row: int,
+) -> None:
+    """Raise ValueError, naming the value, for what `reference.dropout` has no mask for; without a probability none
+    needs a step."""
+    if not 0 <= probability < 1:
+        raise ValueError(f"probability is {probability!r}; it must be at least 0 and below 1")
+    for what, value in (("seed", seed), ("layer", layer), ("tower", tower)):
+        if not isinstance(value, int) or not 0 <= value < 2**32:
+            raise ValueError(f"{what} is {value!r}; it must be an integer of at least 0 and below 2^32")
+    if not isinstance(first_row, int) or first_row < 0:
+        raise ValueError(f"first_row is {first_row!r}; it must be an integer of at least 0")
+    if isinstance(step, torch.Tensor):
+        if step.dim() or step.dtype != torch.int64 or step.device != x.device:
+            raise ValueError(f"step is {describe(step)}; it must be torch.int64 () on {x.device}")
+    elif not isinstance(step, int) and (step is not None or probability > 0):
+        raise ValueError(
+            f"step is {step!r}; with a probability of {probability!r} it must be an integer, or a tensor of one"
+        )
+
+
 def one_of(name: str, value: object, choices: Sequence) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")

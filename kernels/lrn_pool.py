@@ -15,15 +15,27 @@ the gradient g of u is what the pool's windows give to their maxima, and
     dbias = sum of dx,
 
 dx being da where no ReLU stopped it. Kept for the backward pass: x, the bias, and one byte an output, the place of the
-maximum in its window (with ties "all" nothing: the maxima are computed again). `reference.py` has the rules for ties
-and NaN, and computes itself what is to be differentiated twice, in forward mode, or by torch.func."""
+maximum in its window (with ties "all" nothing: the maxima are computed again). A max-pool with neither a norm nor ties
+"all" doesn't read x again; it keeps it for gradients of gradients, which are the reference's and begin with x.
+`reference.py` has the rules for ties and NaN, and computes itself what is to be differentiated twice, in forward mode,
+or by torch.func."""
 
 from typing import Literal
 
 import torch
 
 from . import reference
-from .checks import FLOAT_DTYPES, at_least, check_bias, differentiated_otherwise, memory_format, one_of
+from .checks import (
+    FLOAT_DTYPES,
+    at_least,
+    check_bias,
+    check_maps,
+    check_norm,
+    check_windows,
+    differentiated_otherwise,
+    memory_format,
+    one_of,
+)
 from .dispatch import compiled, description, resolve
 
 NORMS, RELUS, TIES = ("none", "lrn", "spatial"), ("none", "before", "after"), ("first", "all")
@@ -148,22 +160,16 @@ def _check(x, bias, norm, size, alpha, beta, k, relu, pool, stride, ties, kernel
     """Raise ValueError, naming the value, for what the kernels can't compute."""
     one_of("relu", relu, RELUS)
     one_of("ties", ties, TIES)
-    if x.dim() != 4:
-        raise ValueError(f"x has the shape {tuple(x.shape)}; it must be (N, C, H, W)")
+    check_maps(x)
     if x.dtype not in FLOAT_DTYPES or (x.dtype == torch.float64 and kernels in ("cuda", "triton")):
         raise ValueError(
             f"x is {x.dtype}; {kernels} kernels take float32, bfloat16 and float16"
             + ("" if kernels in ("cuda", "triton") else ", and float64")
         )
     check_bias(x, bias)
-    at_least("size", size, 1)
-    at_least("stride", stride, 1)
-    if not k >= torch.finfo(torch.float32).tiny:
-        raise ValueError(f"k is {k!r}; it must be above 0, and no denormal number in float32")
-    if not (0 <= alpha < float("inf") and 0 <= beta < float("inf")):
-        raise ValueError(f"alpha is {alpha!r} and beta {beta!r}; they must be finite and not negative")
-    if pool and min(x.shape[2:]) < pool:
-        raise ValueError(f"maps of {x.shape[2]}x{x.shape[3]} are smaller than the {pool}x{pool} pooling window")
+    check_norm(size, alpha, beta, k)
+    if pool:
+        check_windows(x, pool, stride)
     if pool > LARGEST_POOL.get(kernels, pool):
         raise ValueError(
             f"pool is {pool}; {kernels} kernels take at most {LARGEST_POOL[kernels]}, kernels='reference' any"

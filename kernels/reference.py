@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from .checks import differentiated_otherwise, one_of
+from .checks import check_maps, check_mask, check_norm, check_windows, differentiated_otherwise, one_of
 from .philox import DROPOUT_STREAM, dropout_threshold, philox
 
 BLOCK = 2**15  # values: on a CPU these stay in a cache
@@ -104,14 +104,19 @@ def spatial_norm(x: torch.Tensor, *, size: int = 5, alpha: float, beta: float = 
     left out.
 
     Layer type `rnorm` of the 2012 source (named cnorm2 in net 145), absent from the paper. alpha multiplies the sum.
-    (N, C, H, W) -> (N, C, H, W).
+    (N, C, H, W) -> (N, C, H, W). Raises ValueError, with the value named, for arguments that don't fit.
     """
+    check_maps(x)
+    check_norm(size, alpha, beta, k)
     return _spatial_norm(_accumulator(x), size, alpha, beta, k).to(x.dtype)
 
 
 def avg_pool(x: torch.Tensor, *, pool: int = 3, stride: int = 2) -> torch.Tensor:
-    """Mean over pool x pool windows `stride` apart, an overhanging window divided by the area inside (2012 source)."""
-    _check_window(x, pool)
+    """Mean over pool x pool windows `stride` apart, an overhanging window divided by the area inside (2012 source).
+
+    (N, C, H, W) -> (N, C, H', W'). Raises ValueError, with the value named, for arguments that don't fit."""
+    check_maps(x)
+    check_windows(x, pool, stride)
     return F.avg_pool2d(_accumulator(x), pool, stride, ceil_mode=True).to(x.dtype)
 
 
@@ -130,7 +135,9 @@ def dropout(
     No rescaling here; the test pass multiplies by 1 - probability instead. The mask is a function of (seed, step,
     layer, tower, position in x) alone: the same on every device and after every restart. step: an int, or an int64
     tensor without dimensions on x's device, which the host does not wait for; its low 32 bits count. first_row: images
-    of the minibatch before the first of x: the positions are those in the minibatch."""
+    of the minibatch before the first of x: the positions are those in the minibatch. Raises ValueError, with the value
+    named, for arguments that don't fit."""
+    check_mask(x, probability, seed, step, layer, tower, first_row)
     offset = first_row * x.shape[1:].numel()
     blocks = torch.arange(offset // 4, (offset + x.numel() + 3) // 4, device=x.device)  # four words a counter
     words = torch.stack(philox((blocks & 0xFFFFFFFF, step & 0xFFFFFFFF, layer, tower), (seed, DROPOUT_STREAM)), dim=1)
@@ -323,14 +330,9 @@ def _root(d):
 
 def _pool(a, relu, pool, stride, ties):
     one_of("ties", ties, ("first", "all"))
-    _check_window(a, pool)
+    check_windows(a, pool, stride)
     y = _max_pool_all_ties(a, pool, stride) if ties == "all" else F.max_pool2d(a, pool, stride, ceil_mode=True)
     return torch.relu(y) if relu else y
-
-
-def _check_window(a, pool):
-    if min(a.shape[2:]) < pool:
-        raise ValueError(f"maps of {a.shape[2]}x{a.shape[3]} are smaller than the {pool}x{pool} pooling window")
 
 
 def _max_pool_all_ties(a, pool, stride):

@@ -6,7 +6,7 @@ alone. Where it is not positive, the ReLU or the mask stopped the value, and sto
 import torch
 
 from . import reference
-from .checks import FLOAT_DTYPES, check_bias, describe, differentiated_otherwise, memory_format
+from .checks import FLOAT_DTYPES, check_bias, check_mask, differentiated_otherwise, memory_format
 from .dispatch import compiled, resolve
 from .philox import DROPOUT_STREAM, dropout_threshold
 
@@ -58,20 +58,7 @@ def _check(x, bias, probability, seed, step, layer, tower, first_row):
     if x.dtype not in FLOAT_DTYPES:
         raise ValueError(f"x is {x.dtype}; it must be float32, bfloat16, float16 or float64")
     check_bias(x, bias)
-    if not 0 <= probability < 1:
-        raise ValueError(f"probability is {probability!r}; it must be at least 0 and below 1")
-    for what, value in (("seed", seed), ("layer", layer), ("tower", tower)):
-        if not isinstance(value, int) or not 0 <= value < 2**32:
-            raise ValueError(f"{what} is {value!r}; it must be an integer of at least 0 and below 2^32")
-    if not isinstance(first_row, int) or first_row < 0:
-        raise ValueError(f"first_row is {first_row!r}; it must be an integer of at least 0")
-    if isinstance(step, torch.Tensor):
-        if step.dim() or step.dtype != torch.int64 or step.device != x.device:
-            raise ValueError(f"step is {describe(step)}; it must be torch.int64 () on {x.device}")
-    elif not isinstance(step, int) and (step is not None or probability > 0):
-        raise ValueError(
-            f"step is {step!r}; with a probability of {probability!r} it must be an integer, or a tensor of one"
-        )
+    check_mask(x, probability, seed, step, layer, tower, first_row)
 
 
 @torch.library.custom_op(

@@ -45,6 +45,10 @@ def paper_sgd_(
             f"{len(parameters)} parameters, {len(gradients)} gradients, {len(velocities)} velocities, {len(rates)} "
             f"learning rates and {len(decays)} weight decays; there must be as many of each"
         )
+    for name, values in (("a learning rate", rates), ("a weight decay", decays), ("momentum", [float(momentum)])):
+        for value in values:
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value!r}; it must be finite and not negative")
     for number, (w, g, v) in enumerate(zip(parameters, gradients, velocities)):
         if w.dtype not in FLOAT_DTYPES:
             raise ValueError(f"parameter {number} is {w.dtype}; it must be float32, bfloat16, float16 or float64")

@@ -33,12 +33,30 @@ FRAMES = """<meta name="color-scheme" content="light dark"><title></title>
       one.querySelector("img").currentSrc === one.querySelector("source").srcset ? "dark" : "light"))],
     columns: [...page.querySelectorAll(".panels")].map(one =>
       new Set([...one.children].map(child => child.getBoundingClientRect().left)).size),
+    pictures: [...page.querySelectorAll("img")].filter(one => one.naturalWidth > 0).length,
     paper: frame.contentWindow.getComputedStyle(page.body).backgroundColor, ...first}
   const press = name => [...page.querySelectorAll("#controls button")].find(one => one.textContent === name)?.click()
   press("b off"), press("conv2")
   const shown = name => [...page.querySelectorAll(name)].filter(seen).map(one => one.dataset.name)
   return {...found, pressed: [shown(".state"), shown(".layer")]}
 }))</script>"""
+
+
+def shown(address, folder, *options):
+    """The page at an address, a URL or a file, as HTML after its scripts have run. folder: for files meanwhile."""
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--allow-file-access-from-files",
+        f"--user-data-dir={folder / 'profile'}",
+        *options,
+        "--dump-dom",
+        address,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 def rendered(page, folder, scripts=True):
@@ -49,19 +67,7 @@ def rendered(page, folder, scripts=True):
     (folder / "frames.html").write_text(FRAMES % frames)
     measurements = {}
     for theme, scheme in (("light", 1), ("dark", 0)):
-        command = [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            "--allow-file-access-from-files",
-            f"--user-data-dir={folder / 'profile'}",
-            f"--blink-settings=preferredColorScheme={scheme}",
-            "--dump-dom",
-        ]
-        command.append(folder / "frames.html")
-        text = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+        text = shown(folder / "frames.html", folder, f"--blink-settings=preferredColorScheme={scheme}")
         entries = json.loads(unescape(re.search(r"<title>(.*?)</title>", text)[1]))
         measurements |= {(theme, width): entry for width, entry in zip(WIDTHS, entries, strict=True)}
     return measurements

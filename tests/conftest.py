@@ -35,9 +35,10 @@ pytest_plugins = [
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """A test marked `gpu(count=1, besides=True, reason=...)` is skipped where there are fewer, or `besides` is
     false."""
+    config.collected_cases = len(items)  # with those that -m and -k take away
     device_count = torch.cuda.device_count()
     for item in items:
         for mark in item.iter_markers("gpu"):

@@ -46,7 +46,7 @@ def typed(page):
     return [
         shlex.split(line.partition(", and ")[0])
         for line in lines
-        if line.startswith(("python ", "make ", "pytest ", "tools/"))
+        if line.startswith(("python ", "torchrun ", "make ", "pytest ", "tools/"))
     ]
 
 

@@ -45,7 +45,8 @@ def some_steps(ranks, name, overlap, microbatch, frozen=(), dtype=torch.float32,
         else PiecewiseStep(network, optimizer, Pairs(ranks, network.exchange.devices), pieces)
     )
     rates = make_schedule(recipe).rates(1)
-    numbers, ledgers = [], []
+    numbers, ledgers, shared = [], [], []
+    network.register_forward_pre_hook(lambda _, inputs: shared.append(inputs[0] is inputs[-1]))
     for number, (images, labels) in enumerate(batches(recipe, steps)):
         layers = frozen if number >= steps // 2 else ()
         optimizer.set_rates({key: 0.0 if key.partition(".")[0] in layers else rate for key, rate in rates.items()})
@@ -63,6 +64,7 @@ def some_steps(ranks, name, overlap, microbatch, frozen=(), dtype=torch.float32,
         "velocities": as_bytes(velocities),
         "crossed": ledgers,
         "step": network.step,
+        "shared": all(shared),
     }
 
 

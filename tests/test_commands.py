@@ -358,7 +358,9 @@ def test_a_dry_run_tells_all_and_writes_nothing(run, tmp_path, capsys, monkeypat
         assert train.main([*arguments, *options]) == 0
         output = capsys.readouterr().out
         assert words in output and "a step takes 1,000 ms (median of 3)" in output, (options, output)
-        assert re.search(r"memory of a step of \d+ images in float32: tower a [\d.]+ MB .*; tower b ", output)
+        assert re.search(
+            r"memory of a step of \d+ images in float32: tower a [\d.]+ MB .*; tower b .*; both on one ", output
+        )
         # 64 maps of 5x5 each way into conv3 and into fc6, of 2x2 there, 16 units into fc7, into fc8 one way; and back
         assert "on two, 0.30 MB a step in float32, at conv3, fc6, fc7, fc8" in output, output
     assert train.main([*arguments, "--batch-size", "1000"]) == 0

@@ -352,7 +352,7 @@ def test_gpus_are_told_and_what_fails_on_them(gpus, capsys):
     assert "not checked: cuda:0 can't be used: " in output and "  cuda:0 and cuda:1" in output
 
 
-@pytest.mark.parametrize(
+@every(
     "change, command",
     [
         ({"count": 1}, "python -m alexnet_mp.train --gpus 0 --data DIR"),

@@ -80,3 +80,7 @@ def test_a_loop_over_nothing_is_refused():
         every("a", [])
     with pytest.raises(ValueError):
         every("a, b", [(1,)])
+
+
+def test_the_suite_has_few_cases(pytestconfig):
+    assert pytestconfig.collected_cases < 3000, "cheap rows belong into `every`"

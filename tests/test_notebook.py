@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -18,23 +19,29 @@ def sources():
 
 
 @pytest.mark.run
-def test_its_cells_run_in_three_steps(data, quick, tmp_path, capsys):
-    first, *cells = sources()
-    assert "TRAIN = " in first and "RUN = " in first
-    names = {"TRAIN": [*TINY, "--data", str(data), "--steps", "3"], "RUN": tmp_path / "run"}
-    for cell in cells:
-        cell = cell.replace('Image.open(RUN / "curves.png")', "pass")  # which `quick` leaves out
+def test_its_cells_run_in_three_steps(data, quick, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (options,) = (cell for cell in sources() if "TRAIN = " in cell)
+    names = {}
+    for cell in sources():
+        if cell == options:
+            before = capsys.readouterr().out  # all of the network that the repository has
+            names |= {"TRAIN": [*TINY, "--data", str(data), "--steps", "3"], "TRAINED": tmp_path / "run"}
+            continue
+        cell = cell.replace('Image.open(TRAINED / "curves.png")', "pass")  # which `quick` leaves out
         exec(compile(cell, str(NOTEBOOK), "exec"), names)
+    assert {"photograph.png", "exported"} <= {path.name for path in names["FOLDER"].iterdir()} and " MB" in before
+    assert names["first_layer"](names["RUN"])[0].shape == (96, 3, 11, 11)
     assert set(names["errors"]) == {"both towers", "without tower a", "without tower b"}
-    assert len(names["pictures"]) == 6 and all(0 <= error <= 100 for error in names["errors"].values())
-    output = capsys.readouterr().out
-    assert "without tower b" in output and " MB" in output and f"wrote {tmp_path / 'run' / 'exported'}: " in output
+    assert names["result"].n == 6 and all(0 <= error <= 100 for error in names["errors"].values())
+    assert "without tower b" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_it_runs_as_a_person_runs_it(tmp_path, monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     monkeypatch.setenv("MPLBACKEND", matplotlib.get_backend())
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = {cell["id"]: cell["outputs"] for cell in notebook.cells if cell.cell_type == "code"}

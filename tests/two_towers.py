@@ -80,7 +80,7 @@ def ten_steps(ranks, name, overlap, frozen=(), dtype="float32", steps=STEPS):
         "wire": wire,
         "weights": as_bytes(weights),
         "velocities": as_bytes(velocities),
-        "collected": (total, [dataclasses.astuple(entry) for entry in getattr(network.exchange, "collected", [])]),
+        "collected": total,
         "logits": logits.numpy().tobytes(),
         "layouts": [(*key[:3], *strides) for key, strides in getattr(network.exchange, "layouts", {}).items()],
     }

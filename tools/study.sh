@@ -5,21 +5,29 @@
 #   tools/study.sh pause WORK                 holds it (kill -STOP), while something else is timed
 #   tools/study.sh go WORK                    lets it go on
 #   tools/study.sh stop WORK                  ends it after the step at hand, with a checkpoint
-#   tools/study.sh status WORK                what it does now
+#   tools/study.sh status WORK                whether it runs, which claims are under way, how many runs there are
 #   tools/study.sh collect WORK               takes new records into claims/records, and writes README's table and docs/claims.md
 #
 # TINY100 is a folder with train/<class>/* and val/<class>/*, CIFAR one with CIFAR-10's binary files. In WORK lie a clone of the commit
 # that claims/desk-study.commit names, with an environment of its own, the prepared sets, the runs and the records. What this repository
 # has records of is not run again: another machine needs a clone of it, with its history, and the data alone. LANES=2 before `run` keeps
-# two cores busy: each lane takes the next claim that no other has taken, and that none waits for whose runs it shares.
+# two cores busy: each lane takes the next claim that no other has taken, and that none waits for whose runs it shares. The study left out
+# `crops`, `flips` and `schedule` for want of time: EXTRAS=1 before `run` has them made last.
 set -euo pipefail
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 2 ] || usage
 action=$1
 repository=$(cd "$(dirname "$0")/.." && pwd)
-[ "$action" != run ] || mkdir -p "$2"
-work=$(cd "$2" 2> /dev/null && pwd) || { echo "study: $2: no such directory" >&2; exit 2; }
+refuse() { echo "study: $*" >&2; exit 2; }
+if [ "$action" = run ]; then  # what is wrong is told before anything is made
+    [ $# -ge 3 ] || usage
+    for part in train val; do [ -d "$3/$part" ] || refuse "$3: Tiny ImageNet's pictures are not there, it has no folder $part"; done
+    [ -z "${4:-}" ] || [ -d "$4" ] || refuse "$4: no such directory, so no CIFAR-10"
+    [[ ${LANES:=1} =~ ^[1-9][0-9]?$ ]] || refuse "LANES=$LANES: how many claims at once, as in LANES=2"
+    mkdir -p "$2"
+fi
+work=$(cd "$2" 2> /dev/null && pwd) || refuse "$2: no such directory"
 clone=$work/clone records=$work/records
 
 runs() { [ -e "$work/lock" ] && ! flock --nonblock "$work/lock" true; }
@@ -55,7 +63,9 @@ lane() {  # all claims, in the order of claims/desk-study.md; again, as long as 
             claim cifar-relu --data cifar10-raw --seeds 3 --note "$note"
             claim cifar-local --data cifar10-raw --seeds 3 --epochs 52 --note "$note"
         fi
-        for id in crops flips schedule; do claim $id --data tiny100-raw --base desk --seeds 6; done
+        if [ -n "${EXTRAS:-}" ]; then
+            for id in crops flips schedule; do claim $id --data tiny100-raw --base desk --seeds 6; done
+        fi
         if [ -n "$waits" ]; then sleep 1 || true; fi
     done
 }
@@ -63,10 +73,8 @@ lane() {  # all claims, in the order of claims/desk-study.md; again, as long as 
 install() {
     local commit
     commit=$(cat "$repository/claims/desk-study.commit")
-    git -C "$repository" cat-file -e "$commit^{commit}" 2> /dev/null || {
-        echo "study: $repository lacks commit $commit, which the study runs: it takes a clone with all of its history" >&2
-        exit 2
-    }
+    git -C "$repository" cat-file -e "$commit^{commit}" 2> /dev/null ||
+        refuse "$repository lacks commit $commit, which the study runs: it takes a clone with all of its history"
     [ -d "$clone/.git" ] || git clone --quiet --no-checkout "$repository" "$clone"
     if [ "$(git -C "$clone" rev-parse HEAD)" != "$commit" ] || [ ! -e "$clone/.venv/installed" ]; then
         git -C "$clone" fetch --quiet "$repository"
@@ -83,18 +91,14 @@ known() {  # ends where tiny100-raw isn't that of the records: none of their run
     local fingerprint read='import sys; from alexnet_mp.prepared_format import read_index; print(read_index(sys.argv[1]).fingerprint())'
     grep -qs '"base": "desk"' "$records"/*.json && [ -z "${ANEW:-}" ] || return 0
     fingerprint=$("$clone/.venv/bin/python" -c "$read" tiny100-raw)
-    grep -qsF "\"$fingerprint\"" "$records"/*.json || {
-        echo "study: $work/tiny100-raw isn't the set of the records (fingerprint $fingerprint), so all runs would be made anew." \
+    grep -qsF "\"$fingerprint\"" "$records"/*.json ||
+        refuse "$work/tiny100-raw isn't the set of the records (fingerprint $fingerprint), so all runs would be made anew." \
             "Its pictures are others, or its components of colour were found without AVX-512 instructions: remove it and" \
-            "start again where the processor has them, or say ANEW=1 to make the study on it" >&2
-        exit 2
-    }
+            "start again where the processor has them, or say ANEW=1 to make the study on it"
 }
 
 case $action in
 run)
-    [ $# -ge 3 ] || usage
-    [[ ${LANES:=1} =~ ^[1-9][0-9]?$ ]] || { echo "study: LANES=$LANES: how many claims at once, as in LANES=2" >&2; exit 2; }
     if [ "$(ps -o pgid= -p $$ | tr -d ' ')" != $$ ]; then  # a group of its own, for the signals
         echo "study: Ctrl-C leaves the queue running; $0 stop '$2' ends it"
         exec setsid --wait "$0" "$@"
@@ -132,11 +136,16 @@ pause) signal STOP ;;
 go) signal CONT ;;
 stop) if runs; then touch "$work/stopped"; fi; signal CONT; signal TERM ;;
 status)
-    if runs; then echo "study: the queue runs in $work"; else echo "study: no queue runs in $work"; fi
+    if runs; then
+        under_way=$(find "$work/taken" -mindepth 1 -maxdepth 1 ! -exec test -e {}/done \; ! -exec test -e {}/failed \; -printf ' %f' 2> /dev/null) || true
+        echo "study: the queue runs in $work${under_way:+; under way:$under_way}"
+    else
+        echo "study: no queue runs in $work"
+    fi
     echo "$(find "$records/runs" -name '*.json' 2>/dev/null | wc -l) runs are kept, $(find "$work/runs" -maxdepth 2 -name run.json 2>/dev/null | wc -l) lie here"
     ;;
 collect)
-    [ -x "$repository/.venv/bin/python" ] || { echo "study: make install first: $repository has no .venv" >&2; exit 2; }
+    [ -x "$repository/.venv/bin/python" ] || refuse "make install first: $repository has no .venv"
     cd "$repository" && .venv/bin/python -m alexnet_mp.claims table --write --take "$records"
     ;;
 *) usage ;;

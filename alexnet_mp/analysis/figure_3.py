@@ -17,31 +17,17 @@ GAP = 6  # screen pixels between kernels
 TITLE = 22  # screen pixels of a line of words
 
 
-def kernel_picture(
-    weights: np.ndarray,
-    towers: int,
-    scale: Literal["layer", "tower", "kernel"] = "layer",
-    by_colour: bool = False,
-    name: str | None = None,
-) -> Image.Image:
-    """First-layer kernels, tower a's above tower b's, as a Pillow image.
+def kernel_picture(weights: np.ndarray, towers: int, name: str | None = None) -> Image.Image:
+    """First-layer kernels, tower a's above tower b's, as a Pillow image; beside each tower stands its share of chroma.
 
-    weights: (maps of all towers, 3, k, k), merged. scale: brightness goes from the smallest weight to the largest
-
-    "layer"   of both towers, so that all kernels can be compared; zero weight is a grey
-    "tower"   of the tower, as in 2012: the source draws one layer a call, conv1a or conv1b (`shownet.py:110-197`)
-    "kernel"  of both towers after every kernel was given mean 0 and variance 1, so that faint ones can be seen; the
-              source's `--norm-filters` does that, tower by tower again
-
-    by_colour: inside a tower the kernels come in the order of their share of chroma, the greyest first, instead of the
-    network's. name: of the network, for a line above; there p is `random_split_p`. Beside each tower stands its share
-    of chroma.
+    weights: (maps of all towers, 3, k, k), merged; brightness goes from their smallest to their largest. name: of the
+    network, for a line above; there p is `random_split_p`.
     """
     maps, _, k, _ = weights.shape
     a_tower, cell = maps // towers, k * SCALE + GAP
     rows = -(-a_tower // MOST_COLUMNS)
     columns = -(-a_tower // rows)
-    what = f"{a_tower} first-layer kernel{'s' * (a_tower > 1)}, {k}x{k}x3{', by colourfulness' * by_colour}"
+    what = f"{a_tower} first-layer kernel{'s' * (a_tower > 1)}, {k}x{k}x3"
     names = [
         f"tower {'ab'[tower]}: {what}, share of chroma {share:.2f}"
         for tower, share in enumerate(chroma_shares(weights, towers))
@@ -54,7 +40,7 @@ def kernel_picture(
     pen = ImageDraw.Draw(image)
     for line in header:
         pen.text((GAP, 5), line, fill="black", font_size=13)
-    panels = kernel_tiles(weights, towers, scale, by_colour, columns)
+    panels = kernel_tiles(weights, towers, columns=columns)
     for tower, (line, tiles) in enumerate(zip(names, panels)):
         top = header_height + tower * (TITLE + panel)
         pen.text((GAP, top + 5), line, fill="black", font_size=13)
@@ -70,7 +56,17 @@ def kernel_tiles(
     columns: int = MOST_COLUMNS,
 ) -> list[Image.Image]:
     """The kernels of each tower as a Pillow image without words, so many a row, transparent between them: for a page
-    whose colours are not known. See `kernel_picture`."""
+    whose colours are not known.
+
+    weights: (maps of all towers, 3, k, k), merged. scale: brightness goes from the smallest weight to the largest
+
+    "layer"   of both towers, so that all kernels can be compared; zero weight is a grey
+    "tower"   of the tower, as in 2012: the source draws one layer a call, conv1a or conv1b (`shownet.py:110-197`)
+    "kernel"  of both towers after every kernel was given mean 0 and variance 1, so that faint ones can be seen; the
+              source's `--norm-filters` does that, tower by tower again
+
+    by_colour: inside a tower the kernels come in the order of their share of chroma, the greyest first, instead of the
+    network's."""
     kernels = _z_scores(weights) if scale == "kernel" else weights
     parts = np.split(kernels, towers) if scale == "tower" else [kernels]
     pixels = np.concatenate([pixels_of(part) for part in parts])

@@ -38,16 +38,14 @@ def draw_curves(run: str | Path, classes: int | None = None) -> Path:
     loss, error = figure.subplots(1, 2)
     steps = [line["step"] for line in train]
     loss.plot(steps, [line["loss"] for line in train], color="#9ecae1", linewidth=0.8, label="training, each minibatch")
-    curve = _running_mean(steps, [line["loss"] for line in train])
-    loss.plot(*curve, color="#08519c", label=f"training, mean of {WINDOW} minibatches around")
+    *curve, width = _running_mean(steps, [line["loss"] for line in train])
+    around = f"training, mean of {width} minibatch{'es' * (width > 1)} around"
+    loss.plot(*curve, color="#08519c", label=around)
     val_steps = [line["step"] for line in val]
     if val:
         loss.plot(val_steps, [line["loss"] for line in val], "o-", color="#d95f02", label="validation, centre view")
-    error.plot(
-        *_running_mean(steps, [line["top1_error"] for line in train]),
-        color="#08519c",
-        label=f"top-1, training, mean of {WINDOW} minibatches around",
-    )
+    *curve, _ = _running_mean(steps, [line["top1_error"] for line in train])
+    error.plot(*curve, color="#08519c", label=f"top-1, {around}")
     if val:
         for field, style, label in (
             ("top1_error", "o-", "top-1, validation"),
@@ -87,10 +85,11 @@ def mark_drops(axes: "Axes", places: Sequence[float]) -> None:
 
 
 def _running_mean(steps, values):
-    """(steps, means) of WINDOW values around each step that has as many on either side; of a short run's, fewer."""
+    """(steps, means, width): means of width values around each step that has as many on either side. width: WINDOW; of
+    a short run, fewer."""
     reach = min(WINDOW // 2, max(len(values) - 1, 0) // 4)
-    sums = np.cumsum([0.0, *values])
-    return steps[reach : len(steps) - reach], (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)
+    width, sums = 2 * reach + 1, np.cumsum([0.0, *values])
+    return steps[reach : len(steps) - reach], (sums[width:] - sums[:-width]) / width, width
 
 
 # Of tower a and tower b, and of nothing else: a dark purple and a light green, told apart by colour-blind eyes and in

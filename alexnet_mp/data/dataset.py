@@ -222,10 +222,10 @@ class CachedSplit:
         return self.pictures[index]
 
 
-def cache_splits(dataset: DataSet, stored_size: int) -> list[str]:
-    """Put a cache before train and val where reading is slow and half of the free memory holds them. Returns their
-    names."""
-    room, names = free_memory() // 2, []
+def cache_splits(dataset: DataSet, stored_size: int, processes: int = 1) -> list[str]:
+    """Put a cache before train and val where reading is slow and half of the free memory holds them, once in each of
+    so many processes of this machine. Returns their names."""
+    room, names = free_memory() // (2 * processes), []
     for name in ("train", "val"):
         split = dataset.splits[name]
         need = len(split) * stored_size * stored_size * 3

@@ -77,36 +77,32 @@ def pictures_below(folder: str) -> list[str]:
 
     What is passed over, hidden files and folders, files that are no pictures and links to folders, is counted and named
     on standard error, a line a reason; a file that is named like a picture counts as one."""
-    pictures, omissions = [], PassedOver()
+    pictures, omissions, places = [], PassedOver(), [DiskFolder(folder)]
     try:
-        for place, folders, names in os.walk(folder, onerror=_raise):
-            relative_folder = os.path.relpath(place, folder)
-            for name in sorted(folders + names):
-                path, relative_path = os.path.join(place, name), os.path.normpath(os.path.join(relative_folder, name))
+        while places:
+            place = places.pop()
+            for name in sorted([*place.files, *place.folders, *place.hidden]):
+                relative_path = os.path.relpath(os.path.join(place.path, name), folder)
                 if is_hidden(name):
                     omissions.add(HIDDEN, relative_path)
-                elif name in folders and os.path.islink(path):
+                elif name in place.files:
+                    _look(place, name, relative_path, pictures, omissions)
+                elif os.path.islink(place.folders[name].path):
                     omissions.add(LINKED, relative_path)
-                elif name not in folders:
-                    _look(path, relative_path, pictures, omissions)
-            folders[:] = sorted(name for name in folders if not is_hidden(name))
-    except OSError as error:
-        complain(f"cannot read {printable(str(error.filename))}: {error.strerror}")
+            places += [inner for inner in reversed(place.folders.values()) if not os.path.islink(inner.path)]
+    except UserError as error:
+        complain(printable(str(error)))
         return [folder]
     for line in omissions.lines():
         print(f"{printable(folder)}: {line}", file=sys.stderr)
     return pictures or [folder]
 
 
-def _raise(error):
-    raise error
-
-
-def _look(path, relative_path, pictures, omissions):
-    """Add a file to the pictures or to what is passed over."""
-    folder, name = os.path.split(path)
+def _look(place, name, relative_path, pictures, omissions):
+    """Add a file of a folder to the pictures or to what is passed over."""
+    path = place.files[name]
     try:
-        if DiskFolder(folder).is_picture(name):
+        if place.is_picture(name):
             pictures.append(path)
         else:
             omissions.add(NO_PICTURE, relative_path)

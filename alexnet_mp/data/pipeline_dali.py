@@ -162,7 +162,7 @@ class DaliPipeline:
             with closing(load(StoredPictures(split), keys, self.workers, self.on_gpu)) as batches:
                 for pictures, _ in batches:
                     yield {"pictures": pictures.numpy()}
-        else:  # views of a memory map, on whose pages DALI's threads wait, not this one
+        else:  # pixels are views of a memory map, on whose pages DALI's threads wait; JPEG files are read by this one
             name, read = ("jpeg", split.jpeg) if split.storage == "jpeg" else ("pictures", split.read)
             for images in keys:
                 yield {name: [read(image) for image in images]}
@@ -170,13 +170,14 @@ class DaliPipeline:
     def _draw_inputs(self, top, left, flip, shift):
         """The inputs that say how N pictures are cropped, flipped and relit."""
         margin = max(1, self.recipe.stored_size - self.recipe.crop_size)
-        return {
+        inputs = {
             "top": (top / margin).astype(np.float32),
             "left": (left / margin).astype(np.float32),
             "flip": flip.astype(np.int32),
             "minus_shift": -shift,
-            "mean": self._mean_under(top, left, flip),
         }
+        on_cpu = any(device.type == "cpu" for device in self.devices)  # a GPU has the mean already
+        return inputs | {"mean": self._mean_under(top, left, flip)} if on_cpu else inputs
 
     def _mean_under(self, top, left, flip):
         """For each of N pictures the mean image that is subtracted before it is cropped and flipped: N arrays, most of

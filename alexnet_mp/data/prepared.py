@@ -84,12 +84,13 @@ class PreparedSplit:
         return picture if self.size == self.file_size else stored_picture(Image.fromarray(picture), self.size)
 
     def jpeg(self, index: int | np.integer) -> np.ndarray:
-        """The JPEG file of image `index`, of size x size pixels: (bytes,) uint8, a view into the shard. Raises as
-        `read` does."""
+        """The JPEG file of image `index`, of size x size pixels: (bytes,) uint8, in memory of its own. Raises as `read`
+        does."""
         return self._content(index)
 
     def _content(self, index):
-        """The file of an image: (bytes,) uint8, a view; checked when it is read for the first time."""
+        """The file of an image: (bytes,) uint8, of raw pixels a view of the shard's map; checked when it is first
+        read."""
         shard, offset, length = (
             int(column[index]) for column in (self.columns.shard, self.columns.offset, self.columns.length)
         )

@@ -63,6 +63,7 @@ ARCHITECTURE = (
             ablations.non_overlapping,
         ),
         points=0.4,
+        tells_gaps=True,
     ),
     Claim(
         "depth",

@@ -42,6 +42,7 @@ class Claim:
     points: float | None = None  # of top-1 error, the paper's own figure for that
     effect: float | None = None  # which would count, in that direction, where the paper has no figure
     every: bool = False  # the claim is made of every arm, not of the second alone
+    tells_gaps: bool = False  # the sentence speaks of overfitting beside what its kind compares
 
     @property
     def counts(self) -> float | None:

@@ -6,14 +6,16 @@ seed. What was trained is not trained again."""
 import datetime
 import math
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ..recipes.named import PRESETS
 from ..system.errors import UserError
 from ..system.terminal import say
 from .arm_runs import command_of, status, train_run
 from .claim import FACTORS, GRID, Arm, Claim
+from .entries import repeated, seeds_of
 from .kind import Kind
 from .measure import average, entry_of, measure, measure_and_keep
 from .plan import Run, arm_recipe, base_of, data_for, digest_of, has_labelled_test, opened, search_run, turns
@@ -27,21 +29,15 @@ def run_claim(
 
     A run that is kept beside the records is not trained again, unless its weights are asked for: by an average of
     networks, or by another run that begins with them. Then this record has the new network, and what is kept stays.
-    allow(run): False where there is no time for it. Raises `Stopped` after Ctrl-C; the record of what is there is
-    written already."""
+    allow(run): False where there is no time for it; nobody asks it of a run that is kept and stays so. Raises
+    `Stopped` after Ctrl-C; the record of what is there is written already."""
     record, path = new_record(claim, options), None
     if claim.kind.searches_rates and not search_rates(claim, options, record, allow):
         return None
-    averages = {
-        _names(ensemble["members"]): ensemble
-        for old_record in read_records(options.records).get(claim.id, [])
-        for ensemble in old_record["ensembles"]
-    }
-    plan = turns(claim, options, seeds, record["rates"])
-    for number, (runs, members) in enumerate(plan, 1):
-        members, what = members or [], f"{'ensemble' if members else 'seed'} {number} of {len(plan)}"
-        old_average = averages.get(_names(member.directory for member in members))
-        weight_paths = _weights_wanted(runs, [] if old_average else members, options)
+    _say_overlap(claim, options, seeds, record)
+    plan = planned_turns(claim, options, seeds, record["rates"])
+    for number, (runs, members, old_average, weight_paths) in enumerate(plan, 1):
+        what = f"{'ensemble' if members else 'seed'} {number} of {seeds}"
         entries = _entries_of_turn(claim, options, runs, weight_paths, what, allow)
         if entries is None:
             return record if path else None
@@ -52,12 +48,49 @@ def run_claim(
     return record
 
 
+class PlannedTurn(NamedTuple):
+    """The runs of a seed, or of an ensemble."""
+
+    runs: list[Run]  # in order
+    members: list[Run]  # those of them that are averaged
+    old_average: dict | None  # what an earlier record has of the same members
+    weight_paths: set[Path]  # the directories of the runs whose weights are asked for
+
+
+def planned_turns(
+    claim: Claim, options: Namespace, seeds: int, rates: Mapping[str, float] | None = None
+) -> Iterator[PlannedTurn]:
+    """The turns of a claim, one after the other: whose weights are asked for depends on what is there by then."""
+    averages = {
+        _names(ensemble["members"]): ensemble
+        for old_record in read_records(options.records).get(claim.id, [])
+        for ensemble in old_record["ensembles"]
+    }
+    for runs, members in turns(claim, options, seeds, rates):
+        members = members or []
+        old_average = averages.get(_names(member.directory for member in members))
+        weight_paths = _weights_wanted(runs, [] if old_average else members, options)
+        yield PlannedTurn(runs, members, old_average, weight_paths)
+
+
 def _weights_wanted(runs, members, options):
     """The directories of the runs of a turn whose weights are asked for: of `members`, which are to be averaged, and of
     those with which a run begins that isn't trained yet."""
     paths = {member.directory for member in members}
     pending_runs = [run for run in runs if run.directory in paths or not entry_of(run, options)]
     return paths | {run.init for run in pending_runs if run.init and status(run) not in ("done", "diverged")}
+
+
+def _say_overlap(claim, options, seeds, record):
+    """Say that a record with some of the seeds of those that it repeats is held against none."""
+    seeds = {run.seed for runs, _ in turns(claim, options, seeds, record["rates"]) for run in runs}
+    earlier_records = repeated(record, read_records(options.records).get(claim.id, []))
+    shared_seeds = [sorted(seeds & seeds_of(earlier_record)) for earlier_record in earlier_records]
+    if shared_seeds and all(shared_seeds):
+        names = ", ".join(map(str, shared_seeds[0]))
+        say(
+            f"-- {claim.id}: the record that this one repeats foretells nothing of it, these seeds are in both: {names}"
+        )
 
 
 def _entries_of_turn(claim, options, runs, weight_paths, turn, allow):
@@ -129,16 +162,27 @@ def search(kind: Kind, arm: Arm, options: Namespace) -> tuple[float | None, floa
     known.
 
     Best: the fewest epochs to the level, else the least training error. The grid is widened until the best is inside
-    it, or the end of `FACTORS` is reached. The runs have a seed of their own, and are those that are there: nothing is
-    trained."""
+    it, or the end of `FACTORS` is reached. The runs have a seed of their own, and are those that records have or that
+    are there: nothing is trained."""
+    recorded_entries = {
+        Path(entry["directory"]).name: entry
+        for records in read_records(options.records).values()
+        for record in records
+        for entry in record["search"]
+    }
     entries, grid = {}, list(GRID)
     while True:
         for factor in grid:
+            if factor in entries:
+                continue
             run = search_run(kind, arm, factor, options)
-            if status(run) in ("new", "begun"):
+            entry = recorded_entries.get(run.directory.name)
+            if entry is None and status(run) in ("new", "begun"):
                 return factor, None, None
-            if factor not in entries:
-                entries[factor] = measure(run, options, tested=False) | {"factor": factor}
+            entries[factor] = (entry or measure(run, options, tested=False)) | {
+                "directory": str(run.directory),
+                "factor": factor,
+            }
         scores = [
             (entry["epochs_to_level"] or math.inf, entry["train"]["top1_error"], factor)
             for factor, entry in entries.items()

@@ -1,7 +1,7 @@
 """The entries of a record, one a run: those of an arm that ended, pairs of a seed, the numbers that are compared."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ..analysis.specialisation import DIVISION_LEVEL
 from ..evaluation.accuracy import top5_tells
@@ -36,6 +36,34 @@ def conditions(record: dict, repeats: bool = True) -> str:
     (repeats) the first seed."""
     parts = [sorted(pictures(record)), record["base"], record["set"], record["epochs"], record["steps"]]
     return json.dumps([*parts, first_seed(record)] if repeats else parts)
+
+
+def seeds_of(record: dict) -> set[int]:
+    """The seeds of a record's runs."""
+    return {run["seed"] for run in record["runs"]}
+
+
+def repeated(record: dict, records: Sequence[dict]) -> list[dict]:
+    """The claim's records that a record repeats with later seeds, and in nothing else."""
+    return [
+        other
+        for other in records
+        if conditions(other, False) == conditions(record, False) and first_seed(other) < first_seed(record)
+    ]
+
+
+def of_other_pictures(record: dict, records: Sequence[dict]) -> list[dict]:
+    """The claim's older records that differ in their pictures alone, of which they have as many in as many classes."""
+
+    def extent(one):
+        sizes = [(data["classes"], data["images"]) for data in one["data"]]
+        return [sizes, *(one[name] for name in ("base", "set", "epochs", "steps")), first_seed(one)]
+
+    return [
+        other
+        for other in records
+        if extent(other) == extent(record) and other["date"] < record["date"] and not pictures(other) & pictures(record)
+    ]
 
 
 def words(arm: str) -> str:

@@ -36,9 +36,8 @@ class Difference(Kind):
     word = "difference"
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
-        gaps = [_gaps(record, arms)] if record["claim"] == "pooling" else []  # of which 3.4 speaks too
         beside = [sentences.beside(record, arms[0], arm) for arm in arms[1:]]
-        return [*super().findings(record, arms), *beside, *gaps]
+        return [*super().findings(record, arms), *beside]
 
 
 class Cumulative(Kind):
@@ -104,7 +103,7 @@ class Overfitting(Kind):
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         moves = [sentences.moved(record, arms[0], arm) for arm in arms[1:]]
-        return [*super().findings(record, arms), _gaps(record, arms), *moves]
+        return [*super().findings(record, arms), gaps_of(record, arms), *moves]
 
     def outcomes(self, record: dict, arms: Sequence[str]) -> list[Outcome]:
         gaps = [outcome.difference(record, arms[0], arm, gap, "validation minus training error, ") for arm in arms[1:]]
@@ -196,8 +195,9 @@ def _levels(errors, shown_fields):
     )
 
 
-def _gaps(record, arms):
-    """Validation minus training error of every arm, and how much more that is than the first arm's, paired by seed."""
+def gaps_of(record: dict, arms: Sequence[str]) -> str | None:
+    """Validation minus training error of every arm, and how much more that is than the first arm's, paired by seed;
+    None if no run was tested on training images."""
     parts, gaps = [], {}
     for arm in arms:
         runs = [run for run in ended(record, arm) if gap(run) is not None]

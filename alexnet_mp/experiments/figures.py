@@ -3,14 +3,12 @@
 Curves: a thin line a seed, a thick one their mean.
 """
 
-import io
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from . import drawing
 from .drawing import COLOURS, FAINT
@@ -24,13 +22,8 @@ FEW = 3  # a curve of so few points is drawn with markers: one point has no line
 
 
 def draw_claim(record: dict, path: Path) -> Path:
-    """Write the picture of a record; returns the path. In 256 colours, which takes a third of the room: records are
-    committed.
-    """
-    png = io.BytesIO()
-    figure_of(record).savefig(png, format="png", dpi=100)
-    with Image.open(png) as picture:
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    """Write the picture of a record; returns the path."""
+    drawing.in_256_colours(figure_of(record)).save(path, optimize=True)
     return path
 
 

@@ -5,8 +5,8 @@ Differences are of an arm minus its reference, paired by seed: mean ± standard 
 exact sign-flip test, two-sided and of the top-1 error where nothing else is said."""
 
 from .entries import words
-from .error_kinds import errors_of
-from .paper_claims import KINDS
+from .error_kinds import errors_of, gaps_of
+from .paper_claims import CLAIMS, KINDS
 from .records import devices_of
 from .sentences import count
 
@@ -15,6 +15,8 @@ def findings(record: dict) -> list[str]:
     """The sentences that a record supports; [] if it has no run that ended."""
     arms = [arm["name"] for arm in record["arms"] if not arm["larger"]]
     sentences = KINDS[record["kind"]].findings(record, arms)
+    if any(claim.id == record["claim"] and claim.tells_gaps for claim in CLAIMS):
+        sentences = [*sentences, gaps_of(record, arms)]
     divergences = [
         f"{words(run['arm'])} with seed {run['seed']} diverged at step {run['diverged']:,}"
         for run in record["runs"]

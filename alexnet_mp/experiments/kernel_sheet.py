@@ -61,7 +61,8 @@ def draw_kernels(record: dict, records: str | Path, path: Path) -> Path | None:
             if seed in networks[arm]:
                 sheet.paste(panels[arm, seed], (APART + place * (width + APART), top + LINE + 4))
         top += heights[arm] + LINE + APART
-    sheet.save(path)
+    # 256 colours take less than half of the room. This choice keeps the few saturated ones, which are what is shown.
+    sheet.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
     return path
 
 

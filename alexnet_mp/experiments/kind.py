@@ -64,6 +64,10 @@ class Kind:
         """(the runs of turn `number`, in order; those of them that are averaged, or None): all arms with one seed."""
         return runs_of_seed(number), None
 
+    def turn_of(self, seed: int) -> int:
+        """The number of the turn that has this seed."""
+        return seed
+
     def measure(self, run: PlannedRun, open_network: Callable[[], tuple[TwoTowerAlexNet, Pipeline]]) -> dict:
         """What an entry has of a finished run beside its tests and curve; open_network() -> (network, pipeline)."""
         return {}

@@ -30,6 +30,8 @@ from .sentences import n_and_p, signed, spread
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MEMBERS = 5  # networks of the first arm in an ensemble
+
 
 class Ensemble(Kind):
     """Several networks averaged: five of the first arm, and two pre-trained ones if there are other arms."""
@@ -39,10 +41,13 @@ class Ensemble(Kind):
 
     def turn(self, number: int, runs_of_seed: Callable[[int], list[AnyRun]]) -> tuple[list[AnyRun], list[AnyRun]]:
         """An ensemble; no two of them share a network."""
-        fives = [runs_of_seed(seed)[0] for seed in range(5 * number, 5 * number + 5)]
+        fives = [runs_of_seed(seed)[0] for seed in range(MEMBERS * number, MEMBERS * number + MEMBERS)]
         other_arms = [runs_of_seed(seed)[1:] for seed in range(2 * number, 2 * number + 2)]
         twos = [runs for runs in other_arms if runs]
         return [*fives, *(run for runs in twos for run in runs)], [*fives, *(runs[-1] for runs in twos)]
+
+    def turn_of(self, seed: int) -> int:
+        return seed // MEMBERS
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         """An average of five against its members' mean; one of seven against one of its first five."""

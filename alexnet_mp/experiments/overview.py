@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from .drawing import COLOURS, FAINT
+from .drawing import COLOURS, FAINT, in_256_colours
 from .outcome import Outcome
 from .paper_claims import CLAIMS
 from .verdict import COMES_OUT, OPPOSITE, UNDECIDED, Verdict, primary
@@ -28,7 +29,7 @@ OF_VERDICT = {COMES_OUT: COLOURS[0], OPPOSITE: COLOURS[1], UNDECIDED: COLOURS[-1
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; its numbers in points, above 0 in the direction that the plan took from the paper."""
+    """One comparison; its numbers in points, above 0 in the direction that the plan wrote down."""
 
     claim: str
     what: str
@@ -92,10 +93,9 @@ def stamped(path: Path) -> str | None:
 
 def as_png(comparisons: list[Row]) -> bytes:
     """The picture as PNG."""
-    content = io.BytesIO()
-    figure_of(comparisons).savefig(
-        content, format="png", dpi=100, metadata={"Software": None, STAMP: stamp(comparisons)}
-    )
+    content, text = io.BytesIO(), PngInfo()
+    text.add_text(STAMP, stamp(comparisons))
+    in_256_colours(figure_of(comparisons)).save(content, "PNG", optimize=True, pnginfo=text)
     return content.getvalue()
 
 
@@ -121,7 +121,8 @@ def figure_of(comparisons: list[Row]) -> "Figure":
         text = _verdict(row, first)
         axes.annotate(text, *place, va="center", fontsize=6.5 if "\n" in text else 8, linespacing=1)
     axes.set_yticks(range(len(comparisons)), [f"{row.claim}: {row.what}" for row in comparisons], fontsize=8)
-    axes.set(ylim=(len(comparisons) - 0.5, -0.5), xlabel="points of error; to the right the direction of the paper")
+    direction = "points of error; to the right the direction that the plan wrote down"
+    axes.set(ylim=(len(comparisons) - 0.5, -0.5), xlabel=direction)
     axes.grid(axis="x", alpha=0.3)
     axes.plot([], [], "|", color=COLOURS[0], markersize=9, alpha=0.5, label="one seed")
     axes.plot([], [], "o-", color=COLOURS[0], linewidth=2.5, label="mean, 95 % interval over seeds")

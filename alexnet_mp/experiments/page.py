@@ -20,7 +20,7 @@ from .paper_claims import CLAIMS, KINDS
 from .plan import arm_recipe, digest_of
 from .records import RECORDS, kernels_picture, path_of, read_records
 from .sentences import count
-from .verdict import NO_VERDICT, NOT_RUN, Verdict, foretold, primary, verdicts
+from .verdict import NO_VERDICT, NOT_RUN, Verdict, foretold, foretold_elsewhere, primary, verdicts
 
 README = RECORDS.parent.parent / "README.md"
 DETAILS = README.parent / "docs" / "claims.md"
@@ -144,9 +144,12 @@ def _record(claim, record, records, folder, path):
 
 
 def repetition(claim: Claim, record: dict, records: Sequence[dict]) -> list[str]:
-    """What a record with other seeds says of the claim's record that it repeats; [] where it repeats none."""
-    counts = foretold(claim, record, records)
-    return [f"{counts[0]} of {counts[1]} differences lie where the earlier seeds foretold, at 95 %"] if counts else []
+    """What a record with other seeds, or of other pictures, says of the claim's earlier one; [] where there is none."""
+    earlier = (
+        (foretold(claim, record, records), "the earlier seeds foretold"),
+        (foretold_elsewhere(claim, record, records), "the record of other pictures foretold another seed's"),
+    )
+    return [f"{counts[0]} of {counts[1]} differences lie where {what}, at 95 %" for counts, what in earlier if counts]
 
 
 def _at_commit(claim, record):

@@ -42,5 +42,27 @@ ORDER = (
     "headline-2009",
     "owt",
 )
+STUDY = (  # the claims that claims/desk-study.md plans, in the order of its queue, tools/study.sh
+    "specialisation",
+    "ensemble5",
+    "views",
+    "lrn",
+    "one-gpu",
+    "dropout",
+    "crops-flips",
+    "colour",
+    "augmentation",
+    "pooling",
+    "depth",
+    "links",
+    "weight-decay",
+    "init",
+    "biases",
+    "order",
+    "sixth-conv",
+    "pretraining",
+    "ensemble7",
+    "curve",
+)
 CLAIMS = tuple(sorted(ARCHITECTURE + TRAINING + RESULTS, key=lambda claim: ORDER.index(claim.id)))
 KINDS = {claim.kind.word: claim.kind for claim in CLAIMS}  # by the word that a record has

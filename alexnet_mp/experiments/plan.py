@@ -63,12 +63,10 @@ def arm_recipe(arm: Arm, options: Namespace) -> tuple[str, Recipe]:
 def _derived_recipe(preset, settings, epochs, derivations):
     recipe = override(PRESETS[preset](), settings)
     if epochs is not None:
-        recipe = ablations.shortened(recipe, epochs)
-        if recipe.schedule == "plateau":
-            # "Reduced three times prior to termination" (5) must hold at the end of fewer epochs as well. A plateau
-            # can't promise it: nobody says how patient it is. And arms whose rates fall at different times differ in
-            # more than what is claimed.
-            recipe = ablations.dated_drops(recipe)
+        # "Reduced three times prior to termination" (5) must hold at the end of fewer epochs as well. A plateau can't
+        # promise it: nobody says how patient it is. And arms whose rates fall at different times differ in more than
+        # what is claimed.
+        recipe = ablations.without_plateaus(ablations.shortened(recipe, epochs))
     for derive in derivations:
         recipe = derive(recipe)
     return recipe

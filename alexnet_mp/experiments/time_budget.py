@@ -6,16 +6,16 @@ import os
 import shutil
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from ..runs.metrics import read_metrics
 from ..system.devices import device_name, resolve
 from ..system.errors import UserError
-from ..system.terminal import say
+from ..system.terminal import say, silence
 from .arm_runs import RESULT, first_gpu, reached, read_notes, status, train_run
 from .claim import GRID, Claim
-from .conduct import search
+from .conduct import planned_turns, search
 from .measure import entry_of, key_of_test
 from .plan import (
     Run,
@@ -24,7 +24,6 @@ from .plan import (
     more_tests,
     operations,
     search_run,
-    turns,
     work_of_measuring,
     work_of_steps,
     work_of_test,
@@ -64,7 +63,8 @@ class Forecast:
         trial = make_run(run.kind, name, run.preset, run.recipe, run.data, self.options, steps=CALIBRATION_STEPS)
         _forget(trial)  # of a process that had this number and was killed
         try:
-            train_run(trial, self.options)
+            with silence():  # of a run that nobody can go on with
+                train_run(trial, self.options)
             if status(trial) == "diverged":
                 raise UserError(
                     f"{run.directory.name} diverges within {CALIBRATION_STEPS} steps: nothing tells its pace"
@@ -74,30 +74,30 @@ class Forecast:
             _forget(trial)
 
     def seconds(self, run: Run) -> float:
-        """What is still to be done of a run, in seconds, at most; `learn` or `calibrate` has to know its preset."""
+        """What is still to be done of a run that isn't kept, or whose weights are asked for, in seconds, at most;
+        `learn` or `calibrate` has to know its preset."""
         state = status(run)
-        # kept; should its weights be asked for, it takes longer
-        if state == "diverged" or (state == "new" and entry_of(run, self.options)):
+        if state == "diverged" or (state == "done" and entry_of(run, self.options)):
             return 0.0
         if state == "done":  # but for tests that its claim asks for
             tests = [test for test in more_tests(run) if key_of_test(run, *test) not in read_notes(run)["tests"]]
-            work = sum(work_of_test(run, *test) for test in tests)
-            if not entry_of(run, self.options):
-                work += work_of_measuring(run)
+            work = sum(work_of_test(run, *test) for test in tests) + work_of_measuring(run)
             return work * self.pace.get(run.preset, 0.0)
         return (work_of_steps(run, reached(run), last_step(run)) + work_of_tests(run)) * self.pace[run.preset]
 
-    def total(self, runs: Sequence[Run]) -> float:
-        """Seconds for all of these; a preset that is not known yet is learnt or calibrated first."""
+    def total(self, runs: Sequence[Run], weight_paths: Set[Path]) -> float:
+        """Seconds for all of these; a preset that is not known yet is learnt or calibrated first. weight_paths: the
+        directories of runs whose weights are asked for: a run that is kept without them is trained again."""
         for run in runs:
             if run.preset not in self.pace:
                 self.learn(run)
-        for run in runs:
-            if run.preset not in self.pace and status(run) in ("new", "begun") and not entry_of(run, self.options):
+        pending_runs = [run for run in runs if run.directory in weight_paths or not entry_of(run, self.options)]
+        for run in pending_runs:
+            if run.preset not in self.pace and status(run) in ("new", "begun"):
                 if self.left <= 0:
                     return math.inf
                 self.calibrate(run)
-        return sum(self.seconds(run) for run in runs)
+        return sum(self.seconds(run) for run in pending_runs)
 
 
 def _forget(trial):
@@ -111,12 +111,16 @@ def _pace_of_steps(trial, run):
     return 1 / (3 * rates[len(rates) // 2] * operations(run)) if rates else math.inf
 
 
-def needed(claim: Claim, options: Namespace, seeds: int) -> list[Run]:
-    """The runs of a claim, each once. As long as a search for learning rates goes on, it is told as if it changed
-    nothing."""
-    rates, runs = {}, []
+def needed(claim: Claim, options: Namespace, seeds: int) -> tuple[list[Run], set[Path]]:
+    """(the runs of a claim, each once; the directories of those whose weights are asked for). As long as a search for
+    learning rates goes on, it is told as if it changed nothing."""
+    rates, runs, weight_paths = {}, [], set()
     for arm in claim.arms if claim.kind.searches_rates else ():
-        runs += [search_run(claim.kind, arm, factor, options) for factor in GRID]
-        rates[arm.name] = search(claim.kind, arm, options)[1] or 1.0
-    runs += [run for turn, _ in turns(claim, options, seeds, rates) for run in turn]
-    return list({run.directory: run for run in runs}.values())
+        next_factor, rate, _ = search(claim.kind, arm, options)
+        searches = [search_run(claim.kind, arm, factor, options) for factor in GRID]
+        runs += [run for run in searches if next_factor is not None or status(run) != "new"]  # else records have them
+        rates[arm.name] = rate or 1.0
+    for turn in planned_turns(claim, options, seeds, rates):
+        runs += turn.runs
+        weight_paths |= turn.weight_paths
+    return list({run.directory: run for run in runs}.values()), weight_paths

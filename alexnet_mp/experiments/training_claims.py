@@ -184,8 +184,13 @@ TRAINING = (
         "no comparison of lengths alone; 145 trained on for 44 epochs from a rate of 0.001: 40.25 / 17.99 against "
         "40.66 / 18.21",
         Difference(),
-        base_and(
-            "twice_as_long", "twice the epochs, the rates falling at the same shares of them", ablations.twice_as_long
+        (
+            replace(BASE, derive=(ablations.without_plateaus,)),
+            Arm(
+                "twice_as_long",
+                "twice the epochs, the rates falling at the same shares of them",
+                (ablations.twice_as_long,),
+            ),
         ),
         direction=-1,
         effect=0.5,

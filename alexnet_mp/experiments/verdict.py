@@ -17,9 +17,20 @@ from ..analysis.random_deals import MOST_NETWORKS
 from ..analysis.specialisation import matching
 from . import kept_answers
 from .claim import Claim
-from .entries import STUDY_PICTURES, conditions, ended, error, first_seed, is_divided, pictures, words
+from .entries import (
+    STUDY_PICTURES,
+    ended,
+    error,
+    first_seed,
+    is_divided,
+    of_other_pictures,
+    pictures,
+    repeated,
+    seeds_of,
+    words,
+)
 from .outcome import Outcome, ratio_of_times
-from .paper_claims import CLAIMS
+from .paper_claims import CLAIMS, STUDY
 from .plan import arm_recipe
 from .sentences import count
 from .time_kinds import steps
@@ -34,24 +45,10 @@ COMES_OUT, OPPOSITE, UNDECIDED, NOT_RUN, NO_VERDICT = (
 TOO_FEW, ONE_DIFFERENCE = "too few seeds", "one difference, so no test"
 LEVEL, FEWEST = 0.05, 5
 SEEDS = 6  # of the study; of which all have to meet a criterion, if runs are counted
-STUDY = (  # the claims whose records of the study share one correction
-    "views",
-    "lrn",
-    "one-gpu",
-    "dropout",
-    "crops-flips",
-    "colour",
-    "augmentation",
-    "pooling",
-    "depth",
-    "links",
-    "weight-decay",
-    "biases",
-    "pretraining",
-    "ensemble5",
-    "curve",
-)
-EXTRAS = ("crops", "flips")  # which the study makes last, if there is time; they share another correction
+COUNTED = ("specialisation", "init")  # they count runs; all others compare
+# The claims whose records of the study share one correction. Two more have no direction, and one has one difference.
+FAMILY = tuple(name for name in STUDY if name not in (*COUNTED, "order", "sixth-conv", "ensemble7"))
+EXTRAS = ("crops", "flips")  # which the study makes last, if it is asked for them; they share another correction
 LINKS = {"base": "with links", "no_links_same_width": "without links"}  # the arms of `specialisation`
 UNTRAINED = 98.0  # % top-1 error: a network of `init` with a lower one has learned something
 
@@ -82,10 +79,10 @@ def verdicts(records: Mapping[str, list[dict]], folder: str | Path) -> dict[str,
     chosen_records = {claim.id: _fullest_record(study[claim.id] or records.get(claim.id, [])) for claim in CLAIMS}
     judgements = {claim.id: _first_verdict(claim, chosen_records[claim.id], folder) for claim in CLAIMS}
     names = [claim.id for claim in CLAIMS if judgements[claim.id].p is not None]
-    planned_families = [[name for name in names if name in ids and study[name]] for ids in (STUDY, EXTRAS)]
+    planned_families = [[name for name in names if name in ids and study[name]] for ids in (FAMILY, EXTRAS)]
     rest = [name for name in names if not any(name in family for family in planned_families)]
     corrections = {}
-    for family, size in zip([*planned_families, rest], (len(STUDY), len(EXTRAS), len(rest))):
+    for family, size in zip([*planned_families, rest], (len(FAMILY), len(EXTRAS), len(rest))):
         missing = size - len(family)
         for name, corrected in zip(family, holm([judgements[name].p for name in family] + [1.0] * missing)):
             corrections[name] = corrected, size, missing
@@ -115,16 +112,18 @@ def _alike(record, other):
 def foretold(claim: Claim, record: dict, records: Sequence[dict]) -> tuple[int, int] | None:
     """(how many differences of a record lie in the 95 % prediction intervals of the one that it repeats with other
     seeds alone, of how many); None where it repeats none of the claim's records, or that one foretells nothing."""
-    seeds = {run["seed"] for run in record["runs"]}
-    original = _fullest_record(
-        [
-            other
-            for other in records
-            if conditions(other, False) == conditions(record, False)
-            and first_seed(other) < first_seed(record)
-            and not seeds & {run["seed"] for run in other["runs"]}
-        ]
-    )
+    originals = [other for other in repeated(record, records) if not seeds_of(record) & seeds_of(other)]
+    return _hits(claim, record, _fullest_record(originals))
+
+
+def foretold_elsewhere(claim: Claim, record: dict, records: Sequence[dict]) -> tuple[int, int] | None:
+    """The same of the claim's older records with these seeds that differ in their pictures alone. Their intervals are
+    of other seeds, and know nothing of how much other pictures vary."""
+    return _hits(claim, record, _fullest_record(of_other_pictures(record, records)))
+
+
+def _hits(claim, record, original):
+    """(how many differences of a record lie in the prediction intervals of another one, of how many), or None."""
     if original is None:
         return None
     intervals = {outcome.what: outcome.prediction for outcome in outcomes(claim, original)}
@@ -190,6 +189,13 @@ def _obstacle(claim, record, primary_outcomes, complete):
     if _of_plan(claim, record) and seeds < SEEDS:
         return f"{seeds} of {SEEDS} seeds so far"
     return TOO_FEW if n < FEWEST else ""
+
+
+def fewest_seeds(claim: Claim) -> int:
+    """How many seeds a verdict on a claim takes at least; 0 where none is tried, or networks are averaged instead."""
+    if claim.id in COUNTED:
+        return SEEDS
+    return FEWEST if claim.kind.judged and claim.direction and claim.seeds > 1 else 0
 
 
 def primary(claim: Claim, comparisons: Sequence[Outcome]) -> tuple[Outcome, ...]:
@@ -315,7 +321,7 @@ def _study(records):
 
 def _of_plan(claim, record):
     """Whether a record is one that claims/desk-study.md plans, with so many seeds."""
-    planned = claim.id in (*STUDY, *EXTRAS, "init") and _as_planned(claim, record)
+    planned = claim.id in (*FAMILY, *EXTRAS, "init") and _as_planned(claim, record)
     return planned and STUDY_PICTURES[0] in pictures(record)
 
 

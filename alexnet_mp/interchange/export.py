@@ -19,7 +19,7 @@ from ..runs import checkpoint_format, safetensors_file
 from ..runs.checkpoints import CHECKPOINTS
 from ..runs.directory import read_run
 from ..runs.metrics import read_metrics
-from ..runs.unit_means import UNIT_MEANS, UnitMeans
+from ..runs.unit_means import UNIT_MEANS, UnitMeans, load_unit_means
 from ..system import durable_files
 from ..system.errors import UserError
 from ..system.file_lock import alone
@@ -68,9 +68,10 @@ def export(
     out: a file with its ending (`ENDINGS`), or a folder: a new or an empty one, or one that an export of the same kind
     wrote. gpus, kernels: who computes the logits that it is compared with. fused: of torch.export, with our compiled
     operators. half: of hub, weights rounded to float16; it is compared with a network of the rounded weights. synsets:
-    see `data.synsets.in_words`. means: of hub, computes what is kept of the network that is written. Raises UserError
-    if a package is missing, `out` is another's or can't be written, the network can't be told in this format, a weight
-    is beyond float16's range, or the logits differ by more than TOLERANCE allows."""
+    see `data.synsets.in_words`. means: of hub, computes what is kept of the network that is written; default: those
+    that the run came with, unless half. Raises UserError if a package is missing, `out` is another's or can't be
+    written, the network can't be told in this format, a weight is beyond float16's range, the run's own means are
+    damaged, or the logits differ by more than TOLERANCE allows."""
     path = Path(out)
     refuse_out(run, to, out)
     if to == "onnx":
@@ -89,16 +90,20 @@ def export(
         logits = network(*centre_images(network, training.statistics, list(pictures.numpy()))).double().cpu()
     if not logits.isfinite().all():
         raise UserError(f"{run}: its network answers with NaN or infinity, and can't be exported")
-    state, version = checkpoint_format.read_state(training.checkpoint), package_version("alexnet_mp")
+    described, state = read_run(run), checkpoint_format.read_state(training.checkpoint)
+    step = None if described.get("converted") else state.step  # of a network from elsewhere nobody counted them
+    version = package_version("alexnet_mp")
     weights = {name: tensor.numpy() for name, tensor in network.merged_state().items()}
     mean, words = training.statistics.mean, in_words(training.classes, class_words(run, training.classes), synsets)
-    metadata = {"input": told_input(recipe), "recipe": recipe.name, "step": state.step}
+    metadata = {"input": told_input(recipe), "recipe": recipe.name, **({} if step is None else {"step": step})}
     metadata |= {"classes": list(training.classes), "class_names": words}
     with alone(path), durable_files.writing(path):
         refuse_out(run, to, out)  # another may have written it meanwhile
         if to == "hub":
             unit_means = means and means(network, training.statistics)
-            card = model_card(read_run(run), state, _tests(run), words, half)
+            if means is None and not half:
+                unit_means = load_unit_means(run, recipe, classes)
+            card = model_card(described, state, _tests(run), words, half)
             with durable_files.new_directory(path, instead=True) as folder:
                 hub.write(folder, recipe, weights, training.statistics, training.classes, words, card, half, unit_means)
                 return compared(logits, _answers_of(hub.from_pretrained(folder), pictures))
@@ -106,7 +111,7 @@ def export(
             steps = plain_steps(recipe, weights, classes)
             tensors = torch_source.tensors(recipe, steps, mean)
             layout = {name: ("F32", tensor.shape) for name, tensor in tensors.items()}
-            text = torch_source.source(recipe, steps, classes, state.step, version)
+            text = torch_source.source(recipe, steps, classes, step, version)
             with durable_files.new_directory(path, instead=True) as folder:
                 durable_files.write(folder / torch_source.WEIGHTS, safetensors_file.parts(layout, tensors))
                 durable_files.write(folder / torch_source.SOURCE, [text.encode()])

@@ -31,7 +31,7 @@ CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = "alexnet_mp 1"
 MOST_CONFIG = 16 << 20  # bytes
 MOST_CLASSES = 1 << 17
-MOST_VALUES, MOST_WINDOW = 1 << 27, 1000  # a layer's of one picture; maps or pixels of a normalisation
+MOST_VALUES = 1 << 27  # a layer's of one picture
 DAMAGE = (*merged_tensors.DAMAGE, LookupError, TypeError, AttributeError)
 
 
@@ -127,9 +127,7 @@ def _are_names(names):
 
 
 def _refuse_absurd(recipe, classes):
-    """What no tensor in the folder bounds: maps that a stride makes small again, and windows."""
-    for field in ("lrn_size", "spatial_size"):
-        need(getattr(recipe, field) <= MOST_WINDOW, f"recipe field {field} is over {MOST_WINDOW:,}")
+    """What no tensor in the folder bounds: maps that a stride makes small again."""
     for size in shapes.sizes(recipe, classes):
         layer, (channels, height, _) = size.layer, size.reads
         if layer.kind != "fc":

@@ -30,6 +30,8 @@ def program(network: PictureNetwork, metadata: Mapping[str, object]) -> bytes:
             )
         except (RuntimeError, torch._dynamo.exc.UserError) as error:
             raise UserError(f"torch.export can't trace it: {' '.join(str(error).split()):.300}") from None
+        for node in exported_program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # it has the paths of this machine
         buffer = io.BytesIO()
         torch.export.save(exported_program, buffer, extra_files={ABOUT: json.dumps(metadata)})
     return buffer.getvalue()

@@ -49,7 +49,7 @@ class Local(nn.Module):
         y = torch.einsum("nkp,mpk->nmp", windows, self.weight.flatten(3).flatten(1, 2))
         return y.unflatten(2, self.bias.shape[1:]) + self.bias
 '''
-_WHOLE = '''{first} {version}: recipe {recipe}, {classes:,} classes, step {step:,}.
+_WHOLE = '''{first} {version}: recipe {recipe}, {classes:,} classes{step}.
 
 network = load()              # in test mode; dropout's test pass is in the weights
 logits = network(pictures)    # {pictures} -> (N, {classes})
@@ -82,8 +82,8 @@ def load(path=Path(__file__).with_name("{weights}")):
 '''
 
 
-def source(recipe: Recipe, steps: Sequence[Step], classes: int, step: int, version: str) -> str:
-    """The file's text. step: of training; version: of this package."""
+def source(recipe: Recipe, steps: Sequence[Step], classes: int, step: int | None, version: str) -> str:
+    """The file's text. step: of training, None where nobody knows it; version: of this package."""
     top = (recipe.stored_size - recipe.crop_size) // 2
     modules, forward, helpers, shape = [], [], {}, (3, recipe.crop_size, recipe.crop_size)
     for operation in steps:
@@ -106,7 +106,7 @@ def source(recipe: Recipe, steps: Sequence[Step], classes: int, step: int, versi
         version=version,
         recipe=recipe.name,
         classes=classes,
-        step=step,
+        step="" if step is None else f", step {step:,}",
         pictures=f"(N, {side}, {side}, 3) uint8, RGB: shorter side {side}, central square",
         crop=recipe.crop_size,
         top=top,

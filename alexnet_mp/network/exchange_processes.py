@@ -19,8 +19,7 @@ class ProcessExchange:
     `peer`.
 
     ranks: the job's `Ranks`. overlap: see `Exchange`; on by default. The ledger is that of one process: what was sent
-    and what was received. `collected` is what a checkpoint brought to tower a's host memory, which is no part of a
-    step."""
+    and what was received in a step. What a checkpoint brings to tower a's host memory is no part of it."""
 
     shared = False
     between = "processes"
@@ -29,7 +28,7 @@ class ProcessExchange:
         self.ranks, self.tower, self.peer = ranks, tower, peer
         self.devices, self.towers = [torch.device(device)], (tower,)
         self.overlap = self.chosen_overlap = overlap is not False
-        self.ledger, self.collected, self.layouts = [], [], {}
+        self.ledger, self.layouts = [], {}
         self.unfinished = None  # a `Flight` that nobody waits for
         self.clear()
 
@@ -160,7 +159,6 @@ class ProcessExchange:
                     parts.append(self._begin(None, torch.empty_like(own)).receive())
                 else:
                     self._begin(own, None).receive()
-                self.collected.append(Entry(name, "b->a", "checkpoint", own.numel() * own.element_size()))
         return tensors
 
 

@@ -290,7 +290,8 @@ def _with_val(source, fraction, note):
     names = _cut(source, VAL_FRACTION if fraction is None else fraction, note)
     if note:
         share = f"{len(names):,} of the {len(splits['train']):,} training images"
-        note(f"val: {share}, cut off by --val-fraction {VAL_FRACTION if fraction is None else fraction:g}")
+        by_whom = "; --val-fraction sets another share" if fraction is None else f" by --val-fraction {fraction:g}"
+        note(f"val: {share}, cut off{by_whom}")
     parts = {
         "train": [item for item in splits["train"] if item.name not in names],
         "val": [item for item in splits["train"] if item.name in names],

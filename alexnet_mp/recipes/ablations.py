@@ -287,6 +287,13 @@ def dated_drops(recipe: Recipe) -> Recipe:
     return replace(recipe, schedule="dated", dates=_rescale_dates(dates, 93, recipe.epochs))
 
 
+def without_plateaus(recipe: Recipe) -> Recipe:
+    """`dated_drops` in place of plateaus: a run of a plateau schedule ends at a plateau, whatever its epochs.
+
+    A dated recipe stays as it is."""
+    return dated_drops(recipe) if recipe.schedule == "plateau" else recipe
+
+
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
     """The recipe's own schedule in fewer (or more) epochs: each date comes at the same share of them, a plateau as
     before."""
@@ -294,8 +301,8 @@ def shortened(recipe: Recipe, epochs: int) -> Recipe:
 
 
 def twice_as_long(recipe: Recipe) -> Recipe:
-    """Twice the epochs, each date at the same share of them (1, 7: longer training is better)."""
-    return shortened(recipe, 2 * recipe.epochs)
+    """Twice the epochs, without plateaus, each date at the same share of them (1, 7: longer training is better)."""
+    return shortened(without_plateaus(recipe), 2 * recipe.epochs)
 
 
 def fine_tuned(recipe: Recipe, epochs: int = 54) -> Recipe:

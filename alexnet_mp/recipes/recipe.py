@@ -23,11 +23,15 @@ from . import shapes
 
 # An unknown field, or True for a number, is an error, also in a layer of a recipe that `replace` makes.
 _STRICT = ConfigDict(extra="forbid", strict=True, revalidate_instances="always")
-Count = Annotated[int, Field(ge=1)]
-NotNegativeCount = Annotated[int, Field(ge=0)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Integers that every reader of JSON holds exactly, as checkpoints ask; numbers that float32, in which kernels compute,
+# holds as well.
+LARGEST, LEAST = 3e38, 1.2e-38  # float32 has a little more, and below the second denormal numbers alone
+Count = Annotated[int, Field(ge=1, lt=2**53)]
+NotNegativeCount = Annotated[int, Field(ge=0, lt=2**53)]
+Window = Annotated[int, Field(ge=1, lt=2**10)]  # `reference.py` has as many zeros around its maps
+Finite = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=LEAST, le=LARGEST, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Operation = Literal["relu", "tanh", "sigmoid", "lrn", "spatial_norm", "max_pool", "avg_pool", "dropout"]
 
@@ -80,14 +84,14 @@ class Recipe:
     towers: Literal[1, 2] = 2  # 3.2
 
     # Normalisation, pooling, dropout: one setting for all layers that use the operation
-    lrn_size: Count = 5  # maps, n (3.3)
+    lrn_size: Window = 5  # maps, n (3.3)
     lrn_alpha: NotNegative = 1e-4  # times the sum of squared activations (3.3); torch's alpha is lrn_size times this
     lrn_beta: NotNegative = 0.75  # 3.3
     lrn_k: Positive = 2.0  # 3.3
     # whether it sees across the towers' border, as in Caffe's networks of one device; False isn't stored, so that what
     # runs, checkpoints and records of before there was this field say is what they would say now
     lrn_crosses: Annotated[bool, Field(exclude_if=operator.not_)] = False
-    spatial_size: Count = 5  # pixels (source: cnorm2, the second normalisation of layer 2; not in the paper)
+    spatial_size: Window = 5  # pixels (source: cnorm2, the second normalisation of layer 2; not in the paper)
     spatial_alpha: NotNegative = 4e-5  # multiplies the sum of squares (source: scale 1e-3 over 5 * 5)
     spatial_beta: NotNegative = 0.75  # source
     spatial_k: Positive = 1.0  # source: minDiv is not read for this layer type, its kernel's constant is 1
@@ -97,7 +101,8 @@ class Recipe:
     dropout: Fraction = 0.5  # probability of zero in training; in test outputs are multiplied by 1 - dropout (4.2)
 
     # Images
-    stored_size: Count = 256  # pixels: the shorter side is rescaled to this, then the central square kept (2)
+    # pixels, of a JPEG file at most: the shorter side is rescaled to this, then the central square kept (2)
+    stored_size: Annotated[int, Field(ge=1, lt=2**16)] = 256
     # `prepare`'s (cuda-convnet2, `make-data/pyext/include/pyext.h:26`)
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     crop_size: Count = 224  # pixels (4.1)
@@ -273,6 +278,7 @@ def _refusal(error, fields):
         layer = fields["layers"][place[1]]
         place = getattr(layer, "name", None) or layer.get("name", f"layers.{place[1]}"), *place[2:]
     what = problem["msg"].replace("Input should", "it must")
+    what = re.sub(r"\d[\d.]{20,}", lambda number: f"{float(number[0]):g}", what)  # pydantic writes all zeros
     return UserError(f"recipe field {'.'.join(map(str, place))} is {problem['input']!r:.100}: {what}")
 
 

@@ -14,6 +14,7 @@ from ..evaluation.accuracy import read_right, top5_tells
 from ..recipes.recipe import Recipe, every_field
 from ..runs.directory import RIGHT, read_run
 from ..runs.metrics import sound_metrics
+from ..system.errors import UserError
 from ..training.resume import flat
 from .provenance import devices_of
 
@@ -70,6 +71,18 @@ def read_compared(name: str, directory: str) -> ComparedRun:
     metadata = read_run(directory)
     right = read_right(Path(directory) / RIGHT) or {}
     return ComparedRun(name, directory, metadata, sound_metrics(directory), right)
+
+
+def refuse_copies(runs: Sequence[ComparedRun]) -> None:
+    """Raise UserError where one run is a copy of another, and would count twice: all that is read of the two is the
+    same, their images a second among it."""
+    for a, b in combinations(runs, 2):
+        if a.lines and (a.described, a.lines) == (b.described, b.lines) and _same_answers(a, b):
+            raise UserError(f"{b.name} is a copy of {a.name}; each run counts once")
+
+
+def _same_answers(a, b):
+    return a.right.keys() == b.right.keys() and all(np.array_equal(a.right[name], b.right[name]) for name in a.right)
 
 
 def differences(runs: Sequence[ComparedRun]) -> dict[str, dict[str, list[str]]]:

@@ -34,7 +34,7 @@ SCALES = {
 def figure_3(
     out: Path, kernels: np.ndarray, towers: int, scale: Literal["layer", "tower", "kernel"], by_colour: bool
 ) -> page.Part:
-    """The `Part` with every kernel. kernels: (maps of all towers, 3, k, k). scale, by_colour: see `kernel_picture`."""
+    """The `Part` with every kernel. kernels: (maps of all towers, 3, k, k). scale, by_colour: see `kernel_tiles`."""
     entries, shares = [], chroma_shares(kernels, towers)
     for tower, image in zip("ab", kernel_tiles(kernels, towers, scale, by_colour, COLUMNS)):
         path = out / f"figure3_{tower}.png"

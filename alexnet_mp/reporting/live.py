@@ -17,9 +17,8 @@ from ..analysis.learning_curves import drops, thinned
 from ..data.batches import minibatches
 from ..evaluation.accuracy import top5_tells
 from ..recipes import shapes
-from ..runs import checkpoints
+from ..runs import checkpoints, first_layers
 from ..runs.directory import RUN, read_run
-from ..runs.first_layers import of_checkpoint
 from ..runs.followed import FollowedMetrics
 from ..runs.lock import is_held
 from ..system.errors import UserError
@@ -32,14 +31,17 @@ from .provenance import devices_of
 SECONDS_WITHOUT_SCRIPT = 10  # between two looks of a browser that runs none; with one, `live.js` says it
 POINTS = 150  # of a line over all steps
 RECENT = 21  # minibatches whose mean is told
-SEEN = 12  # checkpoints whose first layer is told
-NO_CHECKPOINT = "There is no checkpoint yet. --checkpoint-every says how often a run saves one."
+SEEN = 12  # steps whose first layer is told
+NO_CHECKPOINT = (
+    "There is no checkpoint yet. --checkpoint-every says how often a run saves one, --keep-every how often it keeps "
+    "this layer by itself."
+)
 ZOOM, GAP = 5, 5  # screen pixels: of a kernel's pixel, between kernels
 
 
 @dataclass(frozen=True)
 class FirstLayer:
-    """conv1 of one checkpoint."""
+    """conv1 after one step."""
 
     step: int
     kernels: np.ndarray  # (maps of all towers, 3, k, k)
@@ -55,7 +57,7 @@ class Watched:
         self.name = Path(os.path.realpath(run)).name
         self.metrics = FollowedMetrics(run)
         self.described, self.identity = read_run(run), _identity(self.path / RUN)
-        self.first_layer, self.no_kernels, self.of_checkpoint, self.seen = None, NO_CHECKPOINT, None, {}
+        self.first_layer, self.first_layer_identity, self.no_kernels, self.seen = None, None, NO_CHECKPOINT, {}
         self.template = environment().get_template("live.html")
 
     def page(self) -> bytes:
@@ -109,24 +111,31 @@ class Watched:
             yield str(error)
 
     def _read_first_layer(self):
-        """Of the newest checkpoint, if it is another than before. A checkpoint has to be read whole: it is compared
-        with its sha256."""
-        if not checkpoints.listing(self.path):
+        """The newest that the run has kept, in a checkpoint or by itself (`first_layers`), if it is another than
+        before. A checkpoint has to be read whole: it is compared with its sha256."""
+        saved, by_itself = checkpoints.listing(self.path), first_layers.listing(self.path)
+        if not saved and not by_itself:
             return
-        newest_identity = _identity(checkpoints.newest(self.path))
-        if newest_identity == self.of_checkpoint:
+        step = max(by_itself, default=-1)
+        kept_later = step >= max(saved, default=0)
+        newest_identity = _identity(by_itself[step] if kept_later else checkpoints.newest(self.path))
+        if newest_identity == self.first_layer_identity:
             return
 
-        _, (state, kernels) = checkpoints.from_newest(self.path, of_checkpoint)
-        self.of_checkpoint = newest_identity  # where a newer one came meanwhile, the next look reads it again
-        if kernels.ndim != 4 or kernels.shape[1] != 3 or not np.isfinite(kernels).all():
+        if kept_later:
+            towers, kernels = self.described["recipe"].towers, first_layers.read(by_itself[step])
+        else:
+            _, (state, kernels) = checkpoints.from_newest(self.path, first_layers.of_checkpoint)
+            step, towers = state.step, state.recipe.towers
+        self.first_layer_identity = newest_identity  # where a newer one came meanwhile, the next look reads it again
+        if kernels.ndim != 4 or kernels.shape[1] != 3 or len(kernels) % towers or not np.isfinite(kernels).all():
             self.first_layer, self.no_kernels = None, f"Its weights, {kernels.shape}, are no kernels of colour images."
             return
-        fact = chroma_fact(kernels, state.recipe.towers)
-        self.first_layer = FirstLayer(state.step, kernels, state.recipe.towers, fact)
-        self.seen[state.step] = fact
+        fact = chroma_fact(kernels, towers)
+        self.first_layer = FirstLayer(step, kernels, towers, fact)
+        self.seen[step] = fact
         # a run that went on from an earlier checkpoint has taken its later ones back
-        self.seen = {step: self.seen[step] for step in sorted(self.seen) if step <= state.step}
+        self.seen = {earlier: self.seen[earlier] for earlier in sorted(self.seen) if earlier <= step}
 
     def _whole(self):
         """(steps of an epoch, steps of all epochs); (None, None) where nobody knows them yet."""
@@ -226,15 +235,15 @@ class Watched:
         kernels = f"{a_tower} kernel{'s' * (a_tower > 1)} of tower {{}}, {size}x{size}x3, share of chroma {{}}"
         rows = [[f"{step:,}", *fact.value.split(" / ")] for step, fact in self.seen.items()][-SEEN:]
         return {
-            "heading": f"{name} after step {layer.step:,}, by tower",
+            "heading": f"{name}{f' after step {layer.step:,}' * (kind != 'converted')}, by tower",
             "words": f"One scale of brightness for all {len(layer.kernels)} kernels."
-            + " They change with each checkpoint." * (kind == "running"),
+            + " They change with each step that is kept." * (kind == "running"),
             "number": layer.step,
             "towers": [
                 {"letter": letter, "width": width, "height": height, "words": kernels.format(letter, share)}
                 for letter, share in zip("ab", layer.fact.value.split(" / "))
             ],
-            "columns": ["checkpoint", *(f"chroma, tower {letter}" for letter in "ab"[: layer.towers])],
+            "columns": ["step", *(f"chroma, tower {letter}" for letter in "ab"[: layer.towers])],
             "seen": rows if len(rows) > 1 else [],
         }
 

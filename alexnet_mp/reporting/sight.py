@@ -10,7 +10,7 @@ import numpy as np
 from ..analysis.altered_pictures import ALTERATIONS, CUTOFF
 from ..analysis.figure_4 import short_name
 from ..analysis.figures import TOWER_COLOURS, write_figure
-from ..analysis.hypothesis_tests import shown_p, told_p, wilson
+from ..analysis.hypothesis_tests import shown_p, sure_of, told_p, wilson
 from ..analysis.sight import LEVEL, ColourDivision, Leaning, Leanings, Seen
 from ..data.dataset import Split, evenly
 from . import page
@@ -23,6 +23,7 @@ MOST = 10  # classes
 EACH = 2  # pictures of each
 PART = "sight", "What a tower sees"
 INK, FAINT = "#333333", "#8a8a94"
+SIDES = {1: ("o", TOWER_COLOURS[0]), -1: ("^", TOWER_COLOURS[1]), 0: ("s", INK)}  # {sign: (marker, colour)} of a class
 # {who of `Seen.errors`: (label, marker, colour, filled)}
 WHO = {
     "whole": ("the whole network", "s", INK, True),
@@ -132,14 +133,17 @@ def _how(division):
 def _classes(out, leanings, split, names):
     extremes = leanings.most_first[:MOST]
     path = write_figure(draw_classes(extremes, split, names), out / "classes.png")
+    sure = sum(sure_of(leaning.change) > 0 for leaning in extremes)
+    surely, remark = ("surely ", "") if sure == len(extremes) else ("", f" Intervals that leave out 0: {sure}.")
     return [
         page.heading("Classes that lean on a tower"),
         page.image(
             path,
-            f"The {len(extremes)} classes that surely lean most on a tower, with pictures: "
-            + ", ".join(f"{names[leaning.label]} {leaning.change.difference:+.0f} points" for leaning in extremes),
+            f"The {len(extremes)} classes that {surely}lean most on a tower, with pictures: "
+            + ", ".join(f"{names[leaning.label]} {_points(leaning.change)}" for leaning in extremes),
             f"Right answers by what tower a sees less those by what tower b sees, {leanings.n:,} pictures intact, of "
-            f"the {len(extremes)} of {len(leanings.classes)} classes whose 95 % intervals are farthest from 0.",
+            f"the {len(extremes)} of {len(leanings.classes):,} classes whose 95 % intervals are farthest from 0."
+            f"{remark}",
             least=LEAST,
         ),
         page.table(
@@ -156,17 +160,18 @@ def _classes(out, leanings, split, names):
             ],
         ),
         page.why(
-            f"The differences of all {len(leanings.classes)} classes have a deviation of {leanings.spread:.1f} points "
-            f"about that of all pictures; {leanings.by_chance:.1f} where the pictures are dealt to the classes at "
-            f"random ({told_p(leanings.p)}). p, Holm: McNemar's exact test, corrected for all {len(leanings.classes)} "
-            "classes. In the order of the ends of their intervals that are nearer to 0: so a class of few pictures is "
-            "not the first by chance. Chosen as the most extreme, these would lean a little less on other pictures."
+            f"The differences of all {len(leanings.classes):,} classes have a deviation of "
+            f"{leanings.spread:.1f} points about that of all pictures; {leanings.by_chance:.1f} where the pictures are "
+            f"dealt to the classes at random ({told_p(leanings.p)}). p, Holm: McNemar's exact test, corrected for all "
+            f"{len(leanings.classes):,} classes. In the order of the ends of their intervals that are nearer to 0: so "
+            "a class of few pictures is not the first by chance. Chosen as the most extreme, these would lean a little "
+            "less on other pictures."
         ),
     ]
 
 
 def _points(change):
-    return f"{change.difference:+.1f} points"
+    return f"{change.difference:{'+' * (change.difference != 0)}.1f} points"
 
 
 def _most_colourful(split, numbers):
@@ -235,9 +240,9 @@ def draw_classes(leanings: Sequence[Leaning], split: Split, names: Sequence[str]
             image = figure.add_axes((left / WIDTH, place / height, size / WIDTH, size / height))
             image.imshow(split.read(int(number)))
             image.axis("off")
-        tower = int(leaning.change.difference < 0)
-        axes.plot(leaning.change.interval, [row + 0.2] * 2, color=TOWER_COLOURS[tower], linewidth=1.6)
-        axes.plot(leaning.change.difference, row + 0.2, "o^"[tower], color=TOWER_COLOURS[tower], markersize=7)
+        marker, colour = SIDES[np.sign(leaning.change.difference)]
+        axes.plot(leaning.change.interval, [row + 0.2] * 2, color=colour, linewidth=1.6)
+        axes.plot(leaning.change.difference, row + 0.2, marker, color=colour, markersize=7)
         name = short_name(names[leaning.label])
         axes.text(
             0.01, row - 0.2, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, parse_math=False

@@ -57,13 +57,13 @@ def write(directory: str | Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint into a new directory, on the disk when this returns. `checkpoint`'s tensors must not change
     meanwhile.
 
-    Tensors are written from where they are, without a copy. Raises OSError; and ValueError, before anything is written,
-    where a tensor isn't what the recipe has or isn't finite, or a field of the state is wrong: a checkpoint that
-    can't be loaded is never written."""
+    Tensors are written from where they are, without a copy. Raises OSError; and before anything is written NotFinite,
+    and ValueError where a tensor isn't what the recipe has or a field of the state is wrong: a checkpoint that can't be
+    loaded is never written."""
     directory, state = Path(directory), _dump(checkpoint_state.fields_of(checkpoint.state))
     layouts = _layouts(checkpoint_state.read(state, VERSION))
     tensors = {WEIGHTS: checkpoint.weights, VELOCITY: checkpoint.velocity, STATISTICS: vars(checkpoint.statistics)}
-    arrays = {file: _arrays(file, tensors[file], layout) for file, layout in layouts.items()}
+    arrays = {file: _arrays(file, tensors[file], layout, checkpoint.state.step) for file, layout in layouts.items()}
 
     durable_files.make_directory(directory)
     entries = {
@@ -233,9 +233,9 @@ def _layouts(state):
     }
 
 
-def _arrays(file, tensors, layout):
-    """{name: array}, views where the tensors are contiguous. Raises ValueError where one isn't of the layout, or isn't
-    finite."""
+def _arrays(file, tensors, layout, step):
+    """{name: array}, views where the tensors are contiguous. Raises ValueError where one isn't of the layout,
+    NotFinite where one, after this step, isn't finite."""
     need(
         safetensors_file.length(layout) <= safetensors_file.MOST_BYTES,
         f"{file}: it would have {safetensors_file.length(layout):,} bytes",
@@ -252,7 +252,8 @@ def _arrays(file, tensors, layout):
             f"it has to be {DTYPES[dtype]} {shape} on the CPU",
         )
         arrays[name] = np.ascontiguousarray(tensor.detach().numpy() if isinstance(tensor, torch.Tensor) else tensor)
-        need(safetensors_file.finite(arrays[name]), f"{file}: {name} has values that are not finite")
+        if not safetensors_file.finite(arrays[name]):
+            raise NotFinite(f"{file}: {name} has values that are not finite after step {step}")
     need(file != STATISTICS or (arrays["eigenvalues"] >= 0).all(), f"{file}: a variance is negative")
     return arrays
 
@@ -303,6 +304,10 @@ def _dump(content):
 def _manifest_bytes(number, entries):
     rest = {"format": number, "files": entries}
     return _dump({**rest, "sha256": hashlib.sha256(_dump(rest)).hexdigest()})
+
+
+class NotFinite(UserError):
+    """A tensor that would be saved is NaN or infinite somewhere."""
 
 
 class NewerFormat(UserError):

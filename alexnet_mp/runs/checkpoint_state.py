@@ -64,7 +64,7 @@ class Environment:
 
     devices: tuple[str, ...]
     kernels: str
-    precision: str
+    precision: Literal["fp32", "tf32", "bf16"]
     pipeline: str
     overlap: Literal["on", "off"] | None  # None: not recorded, before format 5
     threads: Count

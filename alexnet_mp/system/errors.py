@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import stat
 import sys
@@ -144,7 +145,8 @@ def _known(error):
         isinstance(error, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError)))
         or "DefaultCPUAllocator" in text
     ):
-        return f"out of memory; a smaller batch, or fewer --workers, may fit ({text.split('. ')[0]})"
+        sentence = re.split(r"(?<!\d)\. ", text)[0]  # NumPy writes "224. GiB"
+        return f"out of memory; a smaller batch, or fewer --workers, may fit ({sentence})"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return None

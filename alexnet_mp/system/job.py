@@ -40,6 +40,8 @@ def joined(apart: bool) -> Iterator[ranks.Ranks]:
     CONSOLE.quiet = not launcher.is_first()
     process = _ranks(apart)
     try:
+        with process.reached():
+            ranks.answer(process.refuse_other_towers, 2 * ranks.PATIENCE.total_seconds())
         if process.count % process.towers:
             raise UserError(
                 f"--towers apart: a process a tower is an even number of them, not {process.count}; "

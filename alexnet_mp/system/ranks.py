@@ -23,7 +23,7 @@ BEAT = 10  # seconds between two signs of life of a process
 ANSWERED = 10  # seconds for the store to answer
 ANNOUNCED = 300  # seconds that a process waits for the line of the one that speaks for all, which may save before
 POLL = 0.05  # seconds between two looks at the store
-ENDED, ALIVE, IN_VAIN = "ended", "alive", "in vain"  # keys in the store
+ENDED, ALIVE, IN_VAIN, TOWERS = "ended", "alive", "in vain", "towers"  # keys in the store
 _END = object()
 Value = TypeVar("Value")
 
@@ -131,15 +131,14 @@ class Ranks:
 
     def refuse_difference(self, facts: Callable[[], dict[str, str]]) -> None:
         """Raise UserError where one of the facts is not the same in all processes."""
-        if self.count == 1:
-            return
-        all_facts = self.gather(facts())
-        for name in all_facts[0]:
-            if outliers := [rank for rank, entry in enumerate(all_facts) if entry[name] != all_facts[0][name]]:
-                raise UserError(
-                    f"the processes of this job differ in {name}: {all_facts[0][name]:.80} in rank 0, "
-                    f"{all_facts[outliers[0]][name]:.80} in rank {outliers[0]}; all have to be started alike"
-                )
+        if self.count > 1:
+            _refuse_difference(self.gather(facts()))
+
+    def refuse_other_towers(self) -> None:
+        """Raise UserError where not all processes have `apart`: before there are groups, which all make alike."""
+        self.store.set(f"{TOWERS}/{self.rank}", "apart" if self.apart else "together")
+        answers = [self.store.get(f"{TOWERS}/{rank}").decode() for rank in range(self.count)]
+        _refuse_difference([{"--towers": towers} for towers in answers])
 
     def meet(self) -> None:
         """Wait for the others, however long they take: to read all images, or for a disk. Meanwhile it is noticed that
@@ -267,6 +266,17 @@ class Ranks:
             if self.local_rank == 0 and answer(lambda: self.store.check([IN_VAIN])):
                 if int(answer(lambda: self.store.get(IN_VAIN))) != self.machine:
                     launcher.not_again()
+
+
+def _refuse_difference(all_facts):
+    for name in dict.fromkeys(name for facts in all_facts for name in facts):
+        first, *others = (facts.get(name, "nothing") for facts in all_facts)
+        for rank, other in enumerate(others, 1):
+            if other != first:
+                raise UserError(
+                    f"the processes of this job differ in {name}: {first:.80} in rank 0, {other:.80} in rank {rank}; "
+                    "all have to be started alike"
+                )
 
 
 def answer(ask: Callable[[], Value], seconds: float | None = None) -> Value:

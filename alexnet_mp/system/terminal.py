@@ -39,6 +39,16 @@ def lines_on_stderr() -> Iterator[None]:
         CONSOLE.stderr = setting
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """What `say` and `progress` write is not shown."""
+    setting, CONSOLE.quiet = CONSOLE.quiet, True
+    try:
+        yield
+    finally:
+        CONSOLE.quiet = setting
+
+
 def printable(text: str) -> str:
     """A name as a line may hold it: control characters, line ends, what turns the direction of writing, all escaped."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

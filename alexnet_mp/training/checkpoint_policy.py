@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from ..runs.checkpoint_format import Checkpoint
+from ..runs.checkpoint_format import Checkpoint, NotFinite
 from ..runs.checkpoint_state import Validation
 from ..runs.checkpoint_writer import PATIENCE, Saver
 from ..runs.directory import RunDirectory
@@ -124,11 +124,15 @@ class CheckpointPolicy:
 
     def save_now(self) -> Exception | None:
         """A checkpoint of this step, on the disk or not: returns what kept it from being written, or None."""
-        self.saver.wait()
+        too_slow = UserError(f"the disk took longer than {self.patience} s")
+        idle = self.saver.wait(self.patience)
         self.report_save_results()  # of the one before; what is reported from here on is this one's
         self.ranks.meet()  # the others, who write nothing, wait for a disk that is slow
+        if not self.ranks.first(idle):  # a copy more would wait for what may never end
+            return too_slow
         self.save()
-        self.saver.wait(self.patience)
+        if not self.saver.wait(self.patience):
+            return too_slow
         failure, prune_failure = self.saver.outcome()
         self._say_not_removed(prune_failure)
         return failure
@@ -142,8 +146,6 @@ class CheckpointPolicy:
         self.patience = PATIENCE
         try:
             failure = self.save_now()
-            if self.saver.busy:
-                failure = UserError(f"the disk took longer than {PATIENCE} s")
         except (OSError, UserError) as error:
             failure = error
         step = self.trainer.step
@@ -186,8 +188,7 @@ class CheckpointPolicy:
             self._raise_or_warn(what, error)
 
     def _raise_or_warn(self, what, error):
-        if not isinstance(error, OSError):  # also a directory that is no longer this run's
-            raise error
+        self.refuse_lasting(error)
         if self.stop_on_error:
             raise UserError(
                 f"cannot write {what}: {line_of(error)}; --on-save-error continue would go on without; {self.newest}"
@@ -196,6 +197,13 @@ class CheckpointPolicy:
             f"WARNING: cannot write {what}: {line_of(error)}; the training goes on, the older checkpoints are untouched"
         )
         self.retry_at = time.monotonic() + RETRY  # a full disk may be mended long before the next checkpoint is due
+
+    def refuse_lasting(self, failure: Exception) -> None:
+        """Raise what kept a checkpoint from being written, unless it is the disk, which may be mended."""
+        if isinstance(failure, NotFinite):
+            raise UserError(f"{failure}; nothing of that is saved; {self.newest}")
+        if not isinstance(failure, OSError):  # also a directory that is no longer this run's
+            raise failure
 
     def _notice_clock(self):
         clock = time.time() - time.monotonic()

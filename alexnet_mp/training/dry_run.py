@@ -16,7 +16,7 @@ from ..data.batches import steps_of_recipe, steps_per_epoch
 from ..data.dataset import DataSet
 from ..data.pixel_statistics import Statistics
 from ..network.network import TwoTowerAlexNet
-from ..profiling.step_memory import step_memory
+from ..profiling.layer_memory import step_bytes
 from ..recipes import shapes
 from ..recipes.recipe import Recipe
 from ..runs.checkpoints import CHECKPOINTS, listing
@@ -58,7 +58,7 @@ def dry_run(options: Options, clock: Callable[[], float] = time.perf_counter) ->
         # a set may be smaller than a batch
         batch_size = min(plan.recipe.batch_size, len(dataset.splits["train"]))
         images = min(batch_size, plan.pieces.microbatch or batch_size)
-        _say_memory(network, images)
+        say(_memory_in_words(plan.recipe, classes, images, len(set(network.exchange.devices)) == 1))
         steps_so_far = plan.point.checkpoint.state.step if plan.point else 0
         seconds = _seconds_a_step(plan, network, pipeline, steps_so_far, clock)
         say(_bytes_in_words(network, plan.recipe, classes, batch_size))
@@ -89,14 +89,17 @@ def _statistics(plan: Plan, dataset: DataSet) -> Statistics:
     return dataset.statistics or Statistics(np.full((size, size, 3), 127.5), np.zeros(3), np.eye(3))
 
 
-def _say_memory(network, images):
-    memory = step_memory(network, images)
-    parts = "; ".join(
-        f"tower {'ab'[number]} {tower.total / 1e6:,.1f} MB (weights, gradients and velocity "
-        f"{(tower.total - tower.activations) / 1e6:,.1f}, activations {tower.activations / 1e6:,.1f})"
-        for number, tower in enumerate(memory)
+def _memory_in_words(recipe, classes, images, on_one_device):
+    memory = step_bytes(recipe, classes, images)
+    parts = {f"tower {'ab'[number]}": tower for number, tower in enumerate(memory.towers)}
+    if on_one_device and len(parts) == 2:
+        parts["both on one device"] = memory.one_device
+    words = "; ".join(
+        f"{name} {part.total / 1e6:,.1f} MB (weights, gradients and velocity {3 * part.weights / 1e6:,.1f}, "
+        f"activations {part.activations / 1e6:,.1f}, workspace {part.workspace / 1e6:,.1f})"
+        for name, part in parts.items()
     )
-    say(f"memory of a step of {images:,} images in float32: {parts}; workspaces come on top")
+    return f"memory of a step of {images:,} images in float32: {words}"
 
 
 def _bytes_in_words(network: TwoTowerAlexNet, recipe: Recipe, classes: int, images: int) -> str:

@@ -69,6 +69,8 @@ class PiecewiseStep:
             rows = self.pieces.rows(piece, count)
             part = slice(rows.start - offset, rows.stop - offset)
             inputs = [tensor[part] for tensor in images]
+            if images[0] is images[-1]:  # on one device: the network then pads them once
+                inputs = inputs[:1] * len(images)
             yield piece, self._term(inputs, labels[part], parameters, count, rows.start, piece == own_pieces[0])
 
     def _term(self, images, labels, parameters, count, first_row, begins):
@@ -86,7 +88,8 @@ class PiecewiseStep:
     def describe_sum(self) -> str:
         """What the pairs add up in a step, for the line on the exchange."""
         size = shapes.BYTES_FP32 * sum(shapes.parameter_counts(self.network.recipe, self.network.classes))
-        return f"; {self.pairs.count} pairs of towers add up their gradients, {size / 1e6:,.2f} MB each"
+        bits = "" if self.pieces.microbatch else "; without --microbatch the last bits depend on the number of pairs"
+        return f"; {self.pairs.count} pairs of towers add up their gradients, {size / 1e6:,.2f} MB each{bits}"
 
     def ledger(self, count: int) -> list[Entry]:
         """What crossed between the towers of all pairs in a step of so many images: a piece's is in proportion."""

@@ -12,7 +12,7 @@ import torch
 from ..kernels import dispatch
 from ..parallel.pieces import Pieces
 from ..recipes.named import PRESETS
-from ..recipes.recipe import Recipe, override, to_dict
+from ..recipes.recipe import Recipe, every_field, override
 from ..runs.checkpoints import ResumePoint
 from ..runs.directory import refuse_unusable
 from ..runs.lock import RunLock
@@ -63,7 +63,7 @@ class Options:
     kernels: str = "auto"
     pipeline: str = "auto"
     workers: int | None = None
-    precision: str = "fp32"
+    precision: str | None = None
     graphs: str = "auto"
     overlap: str | None = None
     microbatch: int | None = None
@@ -85,7 +85,7 @@ class Options:
 class Plan:
     """What follows from the options before any image is read."""
 
-    options: Options  # of a run that goes on: with what wasn't said as it was
+    options: Options  # with those of `_as_it_was`, and a precision
     recipe: Recipe
     devices: list[torch.device]  # of each tower
     dtype: torch.dtype  # of the images
@@ -118,6 +118,7 @@ def resolve(options: Options, resources: ExitStack, ranks: Ranks = ALONE) -> Pla
     point, in_place = ranks.first((point, lock is not None))
     if point:
         options = _as_it_was(options, point)
+    options = replace(options, precision=options.precision or "fp32")
     recipe, devices = _recipe_and_devices(options, point, ranks)
     make_current(devices)
     overlap = None if options.overlap is None else options.overlap == "on"
@@ -153,7 +154,7 @@ def resolve(options: Options, resources: ExitStack, ranks: Ranks = ALONE) -> Pla
 
 def _facts(options, recipe, devices):
     """{what has to be alike in all processes of a job: it}"""
-    flat, device = resume.flat(to_dict(recipe)), devices[0]
+    flat, device = resume.flat(every_field(recipe)), devices[0]
     flags = {f"--{name.replace('_', '-')}": getattr(options, name) for name in ALIKE}
     return {
         "the code": f"{package_version('alexnet_mp')}, commit {source_commit()}",
@@ -165,15 +166,18 @@ def _facts(options, recipe, devices):
 
 
 def _as_it_was(options, point):
-    """The options of a run that goes on: what isn't said stays as it was, and `--init` was for its beginning."""
+    """The options of a run that goes on: recipe, data, precision, overlap and microbatch stay as they were where
+    nothing is said of them; who computes is chosen anew. `--init` was for its beginning."""
     state = point.checkpoint.state
-    return replace(
-        options,
-        recipe=state.recipe if options.recipe is None else options.recipe,
-        data=state.data.source if options.data is None else options.data,
-        microbatch=state.made_by.microbatch if options.microbatch is None else options.microbatch,
-        init=None,
-    )
+    kept = {
+        "recipe": state.recipe,
+        "data": state.data.source,
+        "precision": state.made_by.precision,
+        "overlap": state.made_by.overlap,
+        "microbatch": state.made_by.microbatch,
+    }
+    unsaid = {name: value for name, value in kept.items() if getattr(options, name) is None}
+    return replace(options, **unsaid, init=None)
 
 
 def _recipe_and_devices(options, point, ranks=ALONE):
@@ -325,8 +329,8 @@ def _refuse_numbers(options):
         raise UserError(f"--keep {options.keep}: at least the newest checkpoint must be kept")
     if options.keep_every is not None and options.keep_every < 1:
         raise UserError(f"--keep-every {options.keep_every}: a number of steps, 1 at least")
-    if options.microbatch is not None and options.microbatch < 0:
-        raise UserError(f"--microbatch {options.microbatch}: a number of images, or 0 for none")
+    if options.microbatch is not None and not 0 <= options.microbatch < 2**53:
+        raise UserError(f"--microbatch {options.microbatch}: a number of images below 2^53, or 0 for none")
     if options.profile is not None:
         steps_of(options.profile)
         if options.towers == "apart":

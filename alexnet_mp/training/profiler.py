@@ -28,6 +28,7 @@ from ..system.devices import device_name
 from ..system.errors import UserError
 from ..system.provenance import PACKAGES, package_version, source_commit
 from ..system.terminal import say
+from .graphed_step import GraphedStep
 from .step import TrainingStep
 from .trainer import Trainer
 
@@ -190,6 +191,12 @@ class Profiler:
             f"{network.kernels_used()}: "
             f"{step_ms:,.2f} ms a step, {waiting_ms:,.2f} of them waiting for input"
         )
+        has_graphs = isinstance(self.unrecorded_step, GraphedStep)
+        if has_graphs:
+            say(
+                "These steps were launched kernel by kernel, since a replay of a CUDA graph has no layers; the run's "
+                "further steps are graphs, and may take other times"
+            )
         if self.trainer.on_gpu and not times.gpus:
             say(
                 "WARNING: no kernel was recorded; the driver may refuse it to this user; with KINETO_LOG_LEVEL=0 "
@@ -232,6 +239,7 @@ class Profiler:
             "images_per_step": images,
             "precision": self.precision,
             "kernels": network.kernels_used(),
+            "run_has_graphs": has_graphs,  # the recorded steps never have
             "pipeline": self.trainer.pipeline.name,
             "commit": source_commit(),
             "python": platform.python_version(),

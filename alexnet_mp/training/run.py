@@ -87,7 +87,7 @@ def open_data(plan: Plan) -> TrainingData:
     """
     options, recipe = plan.options, plan.recipe
     dataset, pipeline, findings = choose_pipeline(plan)
-    in_memory = cache_splits(dataset, recipe.stored_size)
+    in_memory = cache_splits(dataset, recipe.stored_size, plan.ranks.local_count)
     statistics = statistics_of(dataset, recipe, pipeline.workers)
     plan.ranks.meet()
     plan.ranks.refuse_difference(lambda: _facts_of_data(dataset, statistics, pipeline, options.kernels))

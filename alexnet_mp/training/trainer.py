@@ -329,8 +329,8 @@ class Trainer:
     def finish(self, interrupted: Interrupts | Agreed) -> None:
         """Leave a checkpoint and pictures; of a whole training, test. Raises UserError where that can't be written."""
         failure = self.checkpoints.save_now()
-        if failure and not isinstance(failure, OSError):
-            raise failure
+        if failure:
+            self.checkpoints.refuse_lasting(failure)
         failures = [failure, self._draw()]
         results = self.test(both_protocols(self.recipe), interrupted) if not interrupted and self.whole else None
         if results:

@@ -100,8 +100,8 @@ class WorkerStep:
         return [parameter for layer in self.network.convolutions for parameter in layer.parameters()]
 
     def describe_sum(self) -> str:
-        """What the line on the exchange has of gradients: nothing of its own."""
-        return ""
+        """What the line on the exchange has of sums, for several workers."""
+        return "; the last bits depend on the number of workers"
 
     def ledger(self, count: int) -> list[Entry]:
         """What all workers sent in the last step, together."""

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import ImageDraw
 
-from alexnet_mp.analysis.figure_3 import GAP, SCALE, TITLE, kernel_picture
+from alexnet_mp.analysis.figure_3 import GAP, SCALE, TITLE, kernel_picture, kernel_tiles
 
 
 def test_kernels_share_one_scale_and_keep_their_places():
@@ -24,21 +24,16 @@ def test_kernels_share_one_scale_and_keep_their_places():
     assert pixel(1, 23) == [191, 191, 191]
 
 
-def test_constant_kernels_and_one_tower_can_be_drawn():
-    assert kernel_picture(np.zeros((5, 3, 11, 11), np.float32), towers=1).size[1] < 120
-
-
 def test_each_kernel_with_its_own_scale():
     """A faint kernel looks as a strong one of the same shape; then there is one scale for the layer; a constant one is
     grey."""
     random = np.random.default_rng(0)
     weights = random.normal(size=(4, 3, 5, 5)).astype(np.float32)
     weights[1], weights[2] = 1e-4 * weights[0] + 7e-4, 0.3
-    picture = np.asarray(kernel_picture(weights, towers=1, scale="kernel")).astype(int)
+    (tiles,) = kernel_tiles(weights, towers=1, scale="kernel")
+    picture = np.asarray(tiles.convert("RGB")).astype(int)
     size = 5 * SCALE
-    first, faint, constant, other = (
-        picture[22 : 22 + size, GAP + index * (size + GAP) :][:, :size] for index in range(4)
-    )
+    first, faint, constant, other = (picture[:, index * (size + GAP) :][:, :size] for index in range(4))
     assert np.abs(first - faint).max() <= 1
     assert len(np.unique(constant.reshape(-1, 3), axis=0)) == 1
     zero = constant[0, 0, 0]
@@ -51,21 +46,22 @@ def test_each_kernel_with_its_own_scale():
     assert picture.min() == 0
 
 
+def middles(weights, **options):
+    """[[the colour of a kernel's middle] of each tower] of two towers' kernels of 5x5 in one row."""
+    cell = 5 * SCALE + GAP
+    return [
+        [tiles.getpixel((start + cell // 2, cell // 2))[:3] for start in range(0, tiles.width, cell)]
+        for tiles in kernel_tiles(weights, towers=2, **options)
+    ]
+
+
 def test_each_tower_with_its_own_scale():
     """As 2012 drew conv1a and conv1b, a call each: a faint tower is as bright as the other; in one scale it is not."""
     weights = np.ones((4, 3, 5, 5), np.float32) * np.array([1, -1, 0.1, -0.1], np.float32)[:, None, None, None]
-    cell, title = 5 * SCALE + GAP, 22
-
-    def levels(scale):
-        picture = np.asarray(kernel_picture(weights, towers=2, scale=scale)).astype(int)
-        return [
-            picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5, 0]
-            for tower in (0, 1)
-            for place in (0, 1)
-        ]
-
-    assert levels("tower") == [255, 0, 255, 0]
-    assert levels("layer") == [255, 0, 140, 115]
+    levels = {
+        scale: [level for tower in middles(weights, scale=scale) for level, *_ in tower] for scale in ("tower", "layer")
+    }
+    assert levels == {"tower": [255, 0, 255, 0], "layer": [255, 0, 140, 115]}
 
 
 def test_kernels_by_colourfulness_stay_in_their_tower():
@@ -73,24 +69,16 @@ def test_kernels_by_colourfulness_stay_in_their_tower():
     colours = np.array([colour, grey, mixture, mixture, colour, grey], np.float32)
     weights = np.ones((6, 3, 5, 5), np.float32) * colours[..., None, None]
     weights[3] *= 0.5  # to be told from tower a's
-    cell, title = 5 * SCALE + GAP, 22
-
-    def pixels(**options):
-        picture = np.asarray(kernel_picture(weights, towers=2, **options)).astype(int)
-        return [
-            [picture[tower * (title + cell + GAP) + title + 5, GAP + place * cell + 5].tolist() for place in range(3)]
-            for tower in range(2)
-        ]
-
-    of_grey, of_mixture, of_colour, of_half = [255] * 3, [255, 191, 128], [255, 0, 128], [191, 159, 128]
-    assert pixels() == [[of_colour, of_grey, of_mixture], [of_half, of_colour, of_grey]]
-    assert pixels(by_colour=True) == [[of_grey, of_mixture, of_colour], [of_grey, of_half, of_colour]]
+    of_grey, of_mixture, of_colour, of_half = (255,) * 3, (255, 191, 128), (255, 0, 128), (191, 159, 128)
+    assert middles(weights) == [[of_colour, of_grey, of_mixture], [of_half, of_colour, of_grey]]
+    assert middles(weights, by_colour=True) == [[of_grey, of_mixture, of_colour], [of_grey, of_half, of_colour]]
 
 
 def test_the_words_over_few_kernels_are_whole():
     """One kernel a tower is narrower than its title, whose ink ends before the edge. Above them all is the network."""
-    picture = np.asarray(kernel_picture(np.zeros((2, 3, 5, 5), np.float32), towers=2, by_colour=True))
+    picture = np.asarray(kernel_picture(np.zeros((2, 3, 5, 5), np.float32), towers=2))
     assert (picture[:, -GAP:] == 255).all() and (picture[:22, -3 * GAP :] < 255).any()
+    assert kernel_picture(np.zeros((5, 3, 11, 11), np.float32), towers=1).size[1] < 120
     grid = kernel_picture(np.zeros((96, 3, 11, 11), np.float32), towers=2)
     assert grid.size == (16 * (11 * SCALE + GAP) + GAP, 2 * (22 + 3 * (11 * SCALE + GAP) + GAP))
     sheet = kernel_picture(np.zeros((96, 3, 11, 11), np.float32), towers=2, name="run-1, step 391")

@@ -95,7 +95,7 @@ def test_when_the_division_begins_and_turns(monkeypatch, tmp_path):
         write_figure(draw_growth(division, "run \N{CJK UNIFIED IDEOGRAPH-4E09}"), tmp_path / "growth.png", density=1)
 
 
-def test_the_moments_of_a_run(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_moments_of_a_run(data, tmp_path, monkeypatch, capsys):
     """Those that were kept, and the checkpoints; a file that is none of them is named in a line."""
     out = run(data, tmp_path / "run", "--keep-every", "4", "--checkpoint-every", "3", "--keep", "9")
     history = growth(out)

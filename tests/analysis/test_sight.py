@@ -7,9 +7,12 @@ from planted_towers import STATISTICS, Pictures, divided, mixed, network, pictur
 
 from alexnet_mp.analysis import altered_pictures
 from alexnet_mp.analysis.altered_pictures import ALTERATIONS, CUTOFF
+from alexnet_mp.analysis.figures import TOWER_COLOURS
+from alexnet_mp.analysis.hypothesis_tests import Comparison
 from alexnet_mp.analysis.lesions import kernel_lesions, lesions
-from alexnet_mp.analysis.sight import class_leanings, colour_division, sight
+from alexnet_mp.analysis.sight import Leaning, Leanings, class_leanings, colour_division, sight
 from alexnet_mp.network.network import TwoTowerAlexNet
+from alexnet_mp.reporting import sight as sight_part
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NUMBERS = np.arange(120)
@@ -53,7 +56,7 @@ def test_what_altered_pictures_keep():
             assert amplitude == pytest.approx(100 * share, abs=1.5), (name, cycles)
 
 
-def test_planted_towers_are_told():
+def test_planted_towers_are_told(tmp_path):
     train, test = pictures(240, 1), pictures(120, 2)
     for kernels, sign in (
         (divided(), 1),
@@ -98,6 +101,21 @@ def test_planted_towers_are_told():
     net = TwoTowerAlexNet(recipe(4, towers=1), ("cpu",), 6, "reference").eval()
     assert colour_division(net, STATISTICS, test, NUMBERS) is class_leanings(net, STATISTICS, test, NUMBERS) is None
     assert [set(one.errors) for one in sight(net, STATISTICS, test, NUMBERS[:9])] == [{"whole"}] * len(ALTERATIONS)
+    # On a page: of a picture each nothing is sure, and a class without a difference has neither tower's mark.
+    names = [f"class {number}" for number in range(6)]
+    changes = Comparison(1, 0, 0, 1.0), Comparison(1, 1, 0, 1.0), Comparison(20, 0, 18, 1e-5)
+    classes = tuple(Leaning(label, change, 1.0) for label, change in enumerate(changes))
+    (axes, *_) = sight_part.draw_classes(classes, test, names).axes
+    marks = {line.get_marker(): line.get_color() for line in axes.lines if line.get_marker() != "None"}
+    assert marks == {"s": sight_part.INK, "o": TOWER_COLOURS[0], "^": TOWER_COLOURS[1]}
+    for chosen, how, end in (
+        (classes, "The 3 classes that lean most on a tower, with pictures: class 2 -90.0 points, ", "leave out 0: 1."),
+        (classes[2:], "The 1 classes that surely lean most on a tower, ", "farthest from 0."),
+    ):
+        leanings = Leanings(41, chosen, 1.0, 1.0, 0.5)
+        part = sight_part.sight(tmp_path, (), None, leanings, test, NUMBERS, names, "pictures")
+        (image,) = [piece["image"] for piece in part.pieces if piece["kind"] == "image"]
+        assert image["alt"].startswith(how) and image["caption"].endswith(end), image
 
 
 @pytest.mark.slow

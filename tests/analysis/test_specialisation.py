@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from inner_cases import every
 from made_kernels import BLUE_YELLOW, GREY, RED_GREEN, made, measured
 from scipy import stats
 from tiny_checkpoint import tiny
@@ -342,7 +343,7 @@ def test_all_pairings_are_counted_once():
     )
 
 
-@pytest.mark.parametrize(
+@every(
     "p, divided", [(None, False), (DIVISION_LEVEL, True), (DIVISION_LEVEL * 1.001, False), (DIVISION_LEVEL / 1.5, True)]
 )
 def test_a_network_is_divided_up_to_the_level_itself(p, divided):

@@ -127,8 +127,8 @@ def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
     assert {line.split()[0] for line in listing.splitlines()[:5]} == {*selection.LONG} - {"forked"}, output
     skips = [line for line in output.splitlines() if line.startswith("SKIPPED") and "only asked" not in line]
     assert len(skips) == 2 and all("needs" in line and "found 0" in line for line in skips), output
-    assert max(map(len, skips)) <= 120 and "needs 2 CUDA devices, found 0 (20 cases in one line)" in skips[1]
-    counts = "exchange 24, forked 12, lrn_pool 432, pipeline 7, relu_dropout 5, sgd 5, step 17, towers 6"
+    assert max(map(len, skips)) <= 120 and "needs 2 CUDA devices, found 0 (22 cases in one line)" in skips[1]
+    counts = "exchange 24, forked 12, lrn_pool 432, pipeline 7, relu_dropout 5, sgd 10, step 17, towers 10"
     assert f"for lack of GPUs: augmentation 5, {counts}" in " ".join(output.split())
 
 
@@ -238,10 +238,25 @@ def test_map_operations_and_their_copy(forbidden):
 
 
 def test_an_update(forbidden, monkeypatch):
-    monkeypatch.setattr(sgd, "parameters", lambda device: tuple([torch.ones(9000)] for _ in range(3)))
+    tensors, hyper = tuple([torch.ones(9000)] for _ in range(3)), dict(learning_rates=[0.1], weight_decays=[0.0])
+    monkeypatch.setattr(sgd, "parameters", lambda device: tensors)
+    paper_sgd_, calls = sgd.paper_sgd_, []
+    monkeypatch.setattr(sgd, "paper_sgd_", lambda *lists, **how: calls.append(how) or paper_sgd_(*lists, **how))
+    sgd.measure(CPU, "bf16", ("reference",), 1)
+    assert calls and all(how["copies"][0].dtype == torch.bfloat16 and how["sums"] is not None for how in calls)
+    for forgotten in ({"copies": []}, {"sums": None}):
+        with pytest.raises(AssertionError):
+            sgd.check_paper_sgd(
+                lambda *lists, forgotten=forgotten, **how: paper_sgd_(*lists, **how | forgotten),
+                tensors,
+                hyper | {"momentum": 0.9},
+                [torch.zeros(9000, dtype=torch.bfloat16)],
+                torch.zeros(1),
+            )
     forbidden(sgd, "CopyRoof", "check_paper_sgd")
-    seconds, _, _ = sgd.measure(CPU, ("foreach",), 1)
-    assert list(seconds) == ["foreach"]
+    for dtype in ("fp32", "bf16"):
+        seconds, _, _ = sgd.measure(CPU, dtype, ("foreach",), 1)
+        assert list(seconds) == ["foreach"]
 
 
 @pytest.mark.run

@@ -267,20 +267,22 @@ PICTURE = SIZE * SIZE * 3  # bytes
 
 
 @every(
-    "free, held",
+    "free, processes, held",
     [
-        (2 * 5 * PICTURE, ["train", "val"]),
-        (2 * 5 * PICTURE - 2, ["train"]),
-        (2 * 3 * PICTURE, ["train"]),
-        (2 * 3 * PICTURE - 2, ["val"]),
-        (2 * 2 * PICTURE - 2, []),
-        (0, []),
+        (2 * 5 * PICTURE, 1, ["train", "val"]),
+        (2 * 5 * PICTURE - 2, 1, ["train"]),
+        (2 * 3 * PICTURE, 1, ["train"]),
+        (2 * 3 * PICTURE - 2, 1, ["val"]),
+        (2 * 2 * PICTURE - 2, 1, []),
+        (0, 1, []),
+        (2 * 4 * 5 * PICTURE, 4, ["train", "val"]),
+        (2 * 4 * 5 * PICTURE - 8, 4, ["train"]),
     ],
 )
-def test_half_of_the_free_memory_is_the_caches(tmp_path, monkeypatch, free, held):
+def test_half_of_the_free_memory_is_the_caches(tmp_path, monkeypatch, free, processes, held):
     folder = Folder(write(tmp_path, small_set()), SIZE)
     monkeypatch.setattr(dataset_module, "free_memory", lambda: free)
-    assert cache_splits(folder, SIZE) == list(held)
+    assert cache_splits(folder, SIZE, processes) == list(held)
     assert [name for name, split in folder.splits.items() if isinstance(split, CachedSplit)] == held
     assert np.array_equal(folder.splits["train"].read(0), noise(SIZE, SIZE, seed=2))
 

@@ -14,9 +14,8 @@ from tiny_run import TINY, process_of, run
 from alexnet_mp import evaluate, prepare, retrieve, train
 from alexnet_mp.data import limits
 from alexnet_mp.data.limits import least_bytes, refuse_batch, refuse_workers
-from alexnet_mp.network.network import TwoTowerAlexNet
 from alexnet_mp.parallel.pieces import Pieces
-from alexnet_mp.profiling.step_memory import step_memory
+from alexnet_mp.profiling.layer_memory import step_bytes
 from alexnet_mp.recipes.architectures import mini
 from alexnet_mp.system.errors import UserError
 from alexnet_mp.training.profiler import MOST_STEPS, steps_of
@@ -127,10 +126,10 @@ def test_a_network_that_memory_cannot_hold(monkeypatch):
 
 def test_nothing_is_refused_that_fits():
     """What is counted is less than a step keeps, and not by much."""
-    towers = step_memory(TwoTowerAlexNet(mini(), ("cpu", "cpu"), 10), 64)
+    memory = step_bytes(mini(), 10, 64).one_device
     base = least_bytes(pipeline(64), 0, True)
-    assert base == sum(3 * tower.weights for tower in towers)
-    activations = sum(tower.activations for tower in towers)
+    assert base == 3 * memory.weights
+    activations = memory.activations
     assert activations / 2 < least_bytes(pipeline(64), 64, True) - base < 1.1 * activations
 
 

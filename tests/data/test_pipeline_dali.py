@@ -149,10 +149,16 @@ def test_every_kind_of_jpeg_is_decoded_as_pillow_does_to_the_bit(monkeypatch, si
 @needs_dali
 @PRESETS
 def test_what_runs_on_a_gpu_computes_the_same_on_a_cpu(sources, monkeypatch, preset):
-    """The graph with the mean as a constant, built on the CPU."""
+    """The graph with the mean as a constant, built on the CPU; a batch for GPUs alone brings no mean images."""
     expected = list(pipeline(DaliPipeline, sources["pixels"], tiny(preset)).train(0, 3, NOISE.get))
     monkeypatch.setattr(DaliPipeline, "_less_mean_on_cpu", DaliPipeline._less_mean_on_gpu)
     assert same(list(pipeline(DaliPipeline, sources["pixels"], tiny(preset)).train(0, 3, NOISE.get)), expected)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    draw, shift = augmentation.of_view((1, 2, True), 2), np.zeros((2, 3), np.float32)
+    for devices in (["cuda:0"], ["cpu", "cuda:0"]):
+        reader = pipeline(DaliPipeline, sources["pixels"], tiny(preset), devices=devices)
+        inputs = reader._draw_inputs(draw.top, draw.left, draw.flip, shift)
+        assert ("mean" in inputs) == ("cpu" in devices) and len(inputs["top"]) == 2
 
 
 @pytest.mark.process
@@ -294,7 +300,7 @@ def test_a_gpu_that_is_not_there_is_one_line():
 
 
 @needs_no_gpu
-def test_a_gpu_that_dali_cannot_use_is_one_line(sources, nothing_stays, monkeypatch, streams):  # noqa: F811
+def test_a_gpu_that_dali_cannot_use_is_one_line(sources, nothing_stays, monkeypatch, streams):
     """PyTorch sees one, DALI doesn't: its CUDA is newer than the driver."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     reader = pipeline(DaliPipeline, sources["jpeg"], tiny(paper), devices=["cuda:0"])

@@ -336,7 +336,7 @@ def test_an_item_is_let_go_when_the_next_one_is_asked_for():
     assert live_counts == [0] * 5
 
 
-def test_threads_take_no_more_than_one_stream_of_a_device(streams):  # noqa: F811
+def test_threads_take_no_more_than_one_stream_of_a_device(streams):
     """Training and validations. What a thread made may be read, and freed, by the stream that asked for it."""
     devices = [torch.device("cuda:0"), torch.device("cuda:1")]
 

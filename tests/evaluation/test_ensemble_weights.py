@@ -152,7 +152,7 @@ def test_of_few_classes_the_first_answer_counts():
         assert choose_weights([first, second], torch.tensor([0, 0])) == expected, classes
 
 
-@pytest.mark.parametrize("above, count", [(4, 1), (5, 0), (6, 0)])
+@every("above, count", [(4, 1), (5, 0), (6, 0)])
 def test_four_before_the_label_leave_it_among_five(above, count):
     logs = logs_of([0.16] * above + [0.02] * (6 - above) + [0.1])
     assert (
@@ -214,7 +214,7 @@ def test_where_one_network_is_always_right_the_search_finds_what_all_weights_fin
     assert right(logs, labels, choose_weights(logs, labels)) == best
 
 
-@pytest.mark.parametrize("seed", range(3))
+@every("seed", range(3))
 def test_two_networks_agree_with_every_ratio(seed):
     """Of two networks the ratio alone matters, and the first pass tries 0 to 2 in steps of 0.1."""
     logs, labels = random_networks(seed, networks=2, images=40)

@@ -493,7 +493,7 @@ def test_weights_chosen_on_validation_are_used_for_the_test_images(trained, tmp_
 FLAGS = ("--submission", "--per-class", "--confusion")
 
 
-@pytest.mark.parametrize("flag", FLAGS)
+@every("flag", FLAGS)
 def test_a_file_that_cannot_be_written_is_refused_at_once(trained, tmp_path, flag, monkeypatch):
     monkeypatch.setattr(ensembles, "load_run", None)  # nothing may get so far
     (tmp_path / "there").write_text("dear")

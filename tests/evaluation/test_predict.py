@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
 
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):  # noqa: F811
+def trained(data, tmp_path_factory):
     return run(data, tmp_path_factory.mktemp("runs") / "run", "--steps", "3")
 
 
@@ -51,7 +51,7 @@ def answered(capsys, *arguments, status=0):
 
 
 @pytest.mark.run
-def test_it_says_what_the_test_of_the_run_says(trained, data):  # noqa: F811
+def test_it_says_what_the_test_of_the_run_says(trained, data):
     """The pictures of the validation split, given one by one, have the probabilities that evaluate finds."""
     (open_run,) = open_runs([trained], data, ("val",), "cpu", workers=0)
     network, training = load_run(trained, "cpu")
@@ -198,9 +198,13 @@ def album(tmp_path):
     return tmp_path / "album"
 
 
-def test_a_folder_stands_for_its_pictures(trained, photograph, tmp_path, capsys):
-    folder = album(tmp_path)
-    output = answered(capsys, trained, folder, photograph, "--json", status=2)
+def test_a_folder_stands_for_its_pictures(trained, photograph, tmp_path, capsys, monkeypatch):
+    """Each folder is listed once, however many files it has."""
+    folder, listed_folders, scandir = album(tmp_path), [], os.scandir
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", lambda path=".": listed_folders.append(str(path)) or scandir(path))
+        output = answered(capsys, trained, folder, photograph, "--json", status=2)
+    assert [path for path in listed_folders if path.startswith(str(folder))] == [str(folder), f"{folder}/a"]
     pictures = json.loads(output.out)["pictures"]
     assert [(picture["file"], "top" in picture) for picture in pictures] == [
         (f"{folder}/b.png", True),
@@ -219,6 +223,8 @@ def test_a_folder_stands_for_its_pictures(trained, photograph, tmp_path, capsys)
     assert f"error: cannot read image {folder}/a/broken.jpg: cannot identify" in output.err
     (folder / "a" / "broken.jpg").unlink()
     assert answered(capsys, trained, folder).out.splitlines()[0] == f"{folder}/b.png"
+    assert image_files.pictures_below("gone\n") == ["gone\n"]
+    assert capsys.readouterr().err == "error: cannot read folder gone\\n: No such file or directory\n"
 
 
 def test_a_table_of_the_answers(trained, photograph, tmp_path, capsys):
@@ -264,7 +270,7 @@ SYNSETS = [
 ]
 
 
-def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys, monkeypatch, tmp_path):  # noqa: F811
+def test_a_run_keeps_the_words_of_its_classes(trained, data, photograph, capsys, monkeypatch, tmp_path):
     """And wnids have those of a file that the user gives, where it knows them."""
     content = json.loads((trained / "run.json").read_text())
     assert content["data"]["class_names"] == open_dataset(str(data), 40).class_names

@@ -95,7 +95,7 @@ def expected_lines(directory, data, split, places):
     return lines
 
 
-def test_the_unlabelled_test_images_of_ilsvrc_come_out_in_their_order_and_numbers(ilsvrc, tmp_path, quick):  # noqa: F811
+def test_the_unlabelled_test_images_of_ilsvrc_come_out_in_their_order_and_numbers(ilsvrc, tmp_path, quick):
     _, data = ilsvrc
     # Without biases and untrained, a network answers pictures of noise one way or the other.
     directory = run(data, tmp_path / "run", "--steps", "1", "--set", "learning_rate=0", "--set", "fc6.init_bias=0")

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_what_a_claim_changes_is_in_its_record(data, out):
     assert run_of["base"]["train"]["loss"] == pytest.approx(np.mean(losses))
 
 
-def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
+def test_claims_share_their_runs_and_train_none_twice(data, out, tmp_path, capsys, monkeypatch):
     (base,) = {
         entry["directory"]
         for claim in ("flips", "crops")
@@ -129,9 +130,13 @@ def test_claims_share_their_runs_and_train_none_twice(data, out, monkeypatch):
         if entry["arm"] == "base"
     }
     before = [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")]
+    run("views", data, out, "--seeds", "2", "--records", str(tmp_path))
     monkeypatch.setattr(arm_runs, "train", lambda options: pytest.fail(f"trained again: {options}"))
     assert [without_times(run(claim, data, out, "--seeds", "1")) for claim in ("flips", "crops")] == before
     assert read_run(base)["recipe"].flip
+    assert "seeds are in both" not in capsys.readouterr().out
+    run("views", data, out, "--seeds", "1", "--first-seed", "1", "--records", str(tmp_path))
+    assert "repeats foretells nothing of it, these seeds are in both: 1\n" in capsys.readouterr().out
 
 
 def test_an_arm_that_changes_nothing_has_the_run_of_the_base(data, out):
@@ -229,7 +234,7 @@ def test_what_needs_a_network_that_diverged_is_left_out(data, tmp_path):
         assert all("diverged" in sentence for sentence in findings(record)) and findings(record)
 
 
-def test_the_best_learning_rate_is_the_one_that_is_compared(data, out):
+def test_the_best_learning_rate_is_the_one_that_is_compared(data, out, tmp_path, monkeypatch):
     record = run("cifar-relu", data, out, "--seeds", "1")
     for arm in ("cifar_relu", "cifar_tanh"):
         entries = [entry for entry in record["search"] if entry["arm"] == arm]
@@ -249,20 +254,32 @@ def test_the_best_learning_rate_is_the_one_that_is_compared(data, out):
         assert recipe.learning_rate == 0.002 * best and recipe.seed == 0
     assert {entry["seed"] for entry in record["search"]} == {plan.SEARCH_SEED}
     assert not any("errors" in entry for entry in record["search"])
+    # What records have of a search is not trained again on a machine without its runs.
+    monkeypatch.setattr(arm_runs, "train", lambda options: pytest.fail(f"trained again: {options}"))
+    again = run("cifar-relu", data, out, "--seeds", "1", "--budget", "1s", "--out", str(tmp_path))
+    assert list(tmp_path.iterdir()) == [] and again["rates"] == record["rates"]
+    assert [(entry["factor"], entry["train"]) for entry in again["search"]] == [
+        (entry["factor"], entry["train"]) for entry in record["search"]
+    ]
 
 
 def search_where(monkeypatch, outcome):
     """What `conduct.search` says where `outcome(factor)` is measured of a run at that rate; all runs are done."""
     monkeypatch.setattr(conduct, "status", lambda run: "done")
-    monkeypatch.setattr(conduct, "search_run", lambda kind, arm, factor, options: factor)
+    monkeypatch.setattr(
+        conduct,
+        "search_run",
+        lambda kind, arm, factor, options: Namespace(factor=factor, directory=Path(f"at-{factor:g}")),
+    )
     factors = []
 
-    def measure(factor, options, tested):
-        factors.append(factor)
-        return outcome(factor)
+    def measure(run, options, tested):
+        factors.append(run.factor)
+        return outcome(run.factor)
 
     monkeypatch.setattr(conduct, "measure", measure)
-    answer = conduct.search(BY_ID["cifar-relu"].kind, BY_ID["cifar-relu"].arms[0], None)
+    options = Namespace(records="nowhere")
+    answer = conduct.search(BY_ID["cifar-relu"].kind, BY_ID["cifar-relu"].arms[0], options)
     assert len(factors) == len(set(factors))  # a wider grid reads no run again
     return answer
 

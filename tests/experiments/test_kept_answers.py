@@ -133,7 +133,7 @@ def test_the_first_layers_of_all_runs_are_one_picture(tmp_path):
         head = LINE * len(textwrap.wrap(HEAD, sheet.width * 2 // FONT))
         cell, panel = side * SCALE + GAP, APART + head + LINE + 4
         pixels, width = np.asarray(sheet.convert("RGB")), COLUMNS * (side * SCALE + GAP)
-        assert sheet.width == APART + 2 * (width + APART)
+        assert sheet.width == APART + 2 * (width + APART) and sheet.mode == "P"
     first = panel + 2 * LINE
     assert pixels[first, APART].tolist() == [255] * 3 and pixels[first, APART + cell].tolist() == [128] * 3
     ninth = first + 2 * cell + LINE + cell

@@ -2,6 +2,7 @@
 
 import pytest
 from claim_records import BY_ID, THREE, of_study, record_of
+from PIL import Image
 
 from alexnet_mp import claims
 from alexnet_mp.experiments import overview
@@ -70,6 +71,7 @@ def test_it_shows_seeds_means_intervals_and_the_papers_figure():
     ]
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == [f"{row.claim}: {row.what}" for row in claim_rows] and axes.yaxis_inverted()
+    assert axes.get_xlabel().endswith("to the right the direction that the plan wrote down")  # some are not the paper's
 
 
 def test_half_of_the_papers_figure_would_count():
@@ -107,6 +109,8 @@ def test_a_picture_of_other_records_is_told_and_drawn_anew(tmp_path, capsys):
         assert claims.main([*words, "--write"]) == 0 == claims.main([*words, "--check"])
         assert all(f"](records/{overview.NAME})" in page.read_text() for page in pages)
         before = picture.read_bytes()
+        with Image.open(picture) as image:
+            assert image.mode == "P"
         assert claims.main([*words, "--write"]) == 0 and picture.read_bytes() == before
         damage()
         assert fails()

@@ -36,7 +36,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.run
-def test_every_command_takes_a_converted_network(run, data, tmp_path, capsys):  # noqa: F811
+def test_every_command_takes_a_converted_network(run, data, tmp_path, capsys):
     data = str(data)
     options = ["--gpus", "cpu", "--workers", "0", "--pipeline", "torch"]
     assert evaluate.main([run, "--data", data, *options]) == 0

@@ -7,9 +7,11 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,9 @@ def test_every_format_is_the_network(name, tmp_path, capsys):
             torch.testing.assert_close(
                 answers(to, out, part).double(), expected[: len(part)], rtol=0, atol=2e-5 * expected.abs().max().item()
             )
+        if to == "torch.export":
+            with zipfile.ZipFile(out) as archive:  # it names nobody's folders
+                assert not any(str(ROOT).encode() in archive.read(name) for name in archive.namelist())
         names.append(out.name)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
@@ -203,6 +208,14 @@ def test_what_is_written_can_be_read(run, tmp_path, monkeypatch, capsys):
     other = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "a.onnx"), strict_mode=True)
     assert shapes["image"] == ["N", 3, 32, 32] and len(shapes) == 10 and len(other.graph.value_info) > 10
     metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    # The steps of a network from elsewhere were not counted; of one that was trained here they are told.
+    assert "step" not in metadata and "recipe mini, 3 classes.\n" in text
+    trained_here = shutil.copytree(place, tmp_path / "trained here")
+    described = json.loads((trained_here / "run.json").read_text())
+    described.pop("converted")
+    (trained_here / "run.json").write_text(json.dumps(described))
+    export.main([str(trained_here), "--to", "torch", str(tmp_path / "here"), "--gpus", "cpu"])
+    assert "recipe mini, 3 classes, step 0.\n" in (tmp_path / "here" / "alexnet.py").read_text()
     assert metadata["classes"] == ["class 0", "class 1", "class 2"]
     assert metadata["input"] == "(N, 41, 41, 3) uint8, RGB: the shorter side rescaled to 41, the central square kept"
     assert "(N, 41, 41, 3) uint8, RGB: shorter side 41, central square" in text
@@ -288,9 +301,9 @@ def replaced(name, content):
         (spoilt(lambda config: config.update(classes=["a"])), "no list of 2 to"),
         (spoilt(lambda config: config.update(classes=["a", 2, "c"])), "no list of 2 to"),
         (spoilt(lambda config: config.update(classes=["a", "b"])), "but recipe mini has"),
-        (absurd(stored_size=10**9, crop_size=10**9, crop_positions=1), "would have"),
-        (absurd(stored_size=10**9), "the mean image is"),
-        (absurd(lrn_size=10**9), "lrn_size is over 1,000"),
+        (absurd(stored_size=10**4, crop_size=10**4, crop_positions=1), "would have"),
+        (absurd(stored_size=10**4), "the mean image is"),
+        (absurd(lrn_size=10**9), "lrn_size is 1000000000: it must be less than 1024"),
         (layer(0, pad=10**8), "conv1 would have"),
         (layer(2, maps=2**31 - 1), "but recipe mini has"),
         (layer(3, reads="own"), "reads is 'own'"),

@@ -49,6 +49,8 @@ OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "tes
         (dict(beta=math.inf), "beta inf"),
         (dict(kernels="fortran"), "fortran"),
         (dict(x=torch.zeros(4, 5, 5)), r"\(4, 5, 5\)"),
+        (dict(x=torch.zeros(2, 0, 5, 5)), r"\(2, 0, 5, 5\).*C at least 1"),
+        (dict(x=torch.zeros(2, 0, 5, 5), kernels="reference"), r"\(2, 0, 5, 5\).*C at least 1"),
         (dict(x=torch.zeros(1, 4, 5, 5, dtype=torch.int32)), "int32"),
         (dict(x=torch.zeros(1, 4, 5, 5, dtype=torch.complex64)), "complex64"),
         (dict(bias=torch.zeros(3)), r"\(3,\).*4 maps"),

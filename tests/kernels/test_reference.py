@@ -305,6 +305,16 @@ def test_no_images_and_one_image(operation):
         (lambda x: ops.max_pool(x[:, :, :, :2], ties="all"), "4x2.*3x3"),
         (lambda x: ops.lrn_max_pool(x, alpha=1, pool=5), "4x5.*5x5"),
         (lambda x: ops.spatial_norm_max_pool(x[:, :, :1], alpha=1), "1x5.*3x3"),
+        (lambda x: ops.spatial_norm(x, alpha=1, size=0), "size is 0"),
+        (lambda x: ops.spatial_norm(x, alpha=1, k=0), "k is 0"),
+        (lambda x: ops.spatial_norm(x, alpha=-1), "alpha is -1"),
+        (lambda x: ops.spatial_norm(x[0], alpha=1), r"\(2, 4, 5\)"),
+        (lambda x: ops.avg_pool(x, pool=0), "pool is 0"),
+        (lambda x: ops.avg_pool(x, stride=0), "stride is 0"),
+        (lambda x: ops.avg_pool(x[:, :0]), r"\(1, 0, 4, 5\).*C at least 1"),
+        (lambda x: ops.dropout(x, **DROPOUT | {"probability": 2.0}), "probability is 2.0"),
+        (lambda x: ops.dropout(x, **DROPOUT | {"probability": -1.0}), "probability is -1.0"),
+        (lambda x: ops.dropout(x, **DROPOUT | {"seed": 2**32}), "seed is 4294967296"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(call, named):

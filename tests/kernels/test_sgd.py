@@ -182,13 +182,18 @@ def test_lists_that_do_not_fit_are_refused_by_name(spoil, named):
         (dict(sums=torch.empty(3)), r"sums are .*\(3,\).*must be .*\(4,\)"),
         (dict(sums=torch.empty(4).double()), "sums are .*float64"),
         (dict(sums=torch.empty(4, device="meta")), "sums are .*meta"),
+        (dict(learning_rates=[0.1, math.nan, 0.1, 0.1]), "a learning rate is nan"),
+        (dict(learning_rates=[-0.1] * 4), "a learning rate is -0.1"),
+        (dict(weight_decays=[math.inf] * 4), "a weight decay is inf"),
+        (dict(momentum=math.nan), "momentum is nan"),
     ],
 )
-def test_copies_and_sums_that_do_not_fit_are_refused_by_name(more, named):
+def test_what_does_not_fit_is_refused_by_name(more, named):
     w, g, v = tensors("reference", torch.float32)
     before = [x.clone() for x in w]
     with pytest.raises(ValueError, match=named):
-        paper_sgd_(w, g, v, **more, learning_rates=RATES, momentum=0.9, weight_decays=DECAYS, kernels="reference")
+        numbers = dict(learning_rates=RATES, momentum=0.9, weight_decays=DECAYS)
+        paper_sgd_(w, g, v, **numbers | more, kernels="reference")
     assert all(torch.equal(a, b) for a, b in zip(w, before))
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from inner_cases import every
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -67,8 +68,8 @@ def one_step(network, batch, recipe):
     return check
 
 
-@pytest.mark.parametrize("devices", [("cpu", "meta"), ("meta", "cpu")])
-@pytest.mark.parametrize("preset", [mini, paper, source2012])
+@every("devices", [("cpu", "meta"), ("meta", "cpu")])
+@every("preset", [mini, paper, source2012])
 def test_no_operation_mixes_devices(preset, devices, teleport):
     recipe = change_layers(preset(), "fc6", "fc7", maps=32)
     check = one_step(network_on(devices, recipe), 2, recipe)
@@ -76,7 +77,7 @@ def test_no_operation_mixes_devices(preset, devices, teleport):
     assert check.operations > 200  # forward, backward and update were all seen
 
 
-@pytest.mark.parametrize("where", ["bias", "product", "gradient"])
+@every("where", ["bias", "product", "gradient"])
 def test_an_operation_moved_across_is_seen(where, teleport):
     """torch runs each of these on cpu and meta together without a word: only the check can see them."""
     network = network_on(("cpu", "meta"), mini())
@@ -98,7 +99,7 @@ def test_a_missing_crossing_is_seen(teleport, monkeypatch):
         one_step(network_on(("cpu", "meta"), mini()), 2, mini())
 
 
-@pytest.mark.parametrize("preset", [paper, mini])
+@every("preset", [paper, mini])
 def test_the_ledger_equals_the_analytic_table(preset, teleport):
     """Batch 128 in float32; for the paper's network 60.0 MB a step, 11,075,584 bytes each way at conv3."""
     recipe = preset()

@@ -9,6 +9,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from inner_cases import every
 from overlapped import FROZEN, LABELS, Called, Products, apart, delayed, gradients, images
 
 from alexnet_mp import mini
@@ -23,7 +24,7 @@ def local_conv4(recipe):
     return change_layers(recipe, "conv4", kind="local", reads="both", kernel=4, stride=2, pad=1, maps=5)
 
 
-@pytest.mark.parametrize(
+@every(
     "recipe",
     [mini(), change_layers(mini(), "conv4", reads="both"), local_conv4(mini())],
     ids=["four edges", "a fifth", "a local one"],
@@ -44,7 +45,7 @@ def test_two_halves_make_the_whole(recipe):
         torch.testing.assert_close(network(x, x), network.merge()(x), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@every("without", [torch.no_grad, torch.inference_mode])
 def test_a_pass_without_gradients_gives_the_same_bits_and_has_no_history(without, monkeypatch):
     network, x = apart(mini(), dtype=torch.float32).eval(), images(mini(), torch.float32)
     expected = network(x, x)
@@ -53,7 +54,7 @@ def test_a_pass_without_gradients_gives_the_same_bits_and_has_no_history(without
         assert torch.equal(network(*(x.clone() for _ in "ab")), expected)
 
 
-@pytest.mark.parametrize("overlap", [True, False])
+@every("overlap", [True, False])
 def test_either_arrangement_has_the_bits_of_the_other(overlap):
     """One device that is made to compute by halves, and two that wait for the whole."""
     one, two = apart(mini(), dtype=torch.float32), apart(mini(), dtype=torch.float32)
@@ -72,7 +73,7 @@ def test_either_arrangement_has_the_bits_of_the_other(overlap):
     assert sum(entry.bytes for entry in two.ledger()) == sum(row[3] for row in crossings(mini(), len(x)))
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@every("shared", [True, False])
 def test_by_default_two_devices_compute_by_halves(shared, monkeypatch):
     network, calls = apart(mini()), []
     network.exchange.shared = shared
@@ -149,7 +150,7 @@ def test_frozen_layers_send_nothing_back():
         torch.testing.assert_close(by_name[name], expected[name], rtol=1e-12, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("frozen", FROZEN)
+@every("frozen", FROZEN)
 def test_a_matrix_gets_its_gradient_half_by_half(frozen):
     """Where it belongs at once, and with nothing to transpose: no `cat` of halves; the numbers are autograd's."""
     x, results, counters = images(mini()), [], []

@@ -19,7 +19,7 @@ def made(streams, device=ZERO):
 
 @WAYS
 @COPY_STREAMS
-def test_a_copy_is_read_by_whom_has_waited_for_it(streams, target, copy_stream):  # noqa: F811
+def test_a_copy_is_read_by_whom_has_waited_for_it(streams, target, copy_stream):
     arrival = exchange.copy(made(streams), target, copy_stream)
     if copy_stream:
         with pytest.raises(AssertionError, match="doesn't wait for"):
@@ -32,7 +32,7 @@ def test_a_copy_is_read_by_whom_has_waited_for_it(streams, target, copy_stream):
 
 
 @WAYS
-def test_memory_is_kept_for_the_stream_that_reads_it_and_for_no_other(streams, target):  # noqa: F811
+def test_memory_is_kept_for_the_stream_that_reads_it_and_for_no_other(streams, target):
     tensor = made(streams)
     exchange.copy(tensor, target, copy_stream=True)
     out, into = exchange._copy_streams(ZERO, target)
@@ -45,7 +45,7 @@ def test_memory_is_kept_for_the_stream_that_reads_it_and_for_no_other(streams, t
 
 @WAYS
 @COPY_STREAMS
-def test_what_has_arrived_is_kept_for_the_stream_that_received_it(streams, target, copy_stream):  # noqa: F811
+def test_what_has_arrived_is_kept_for_the_stream_that_received_it(streams, target, copy_stream):
     arrival = exchange.copy(made(streams), target, copy_stream)
     with streams.entered(streams.new(target)):
         tensor = arrival.receive()
@@ -56,7 +56,7 @@ def test_what_has_arrived_is_kept_for_the_stream_that_received_it(streams, targe
 @WAYS
 @COPY_STREAMS
 @pytest.mark.parametrize("aside", [True, False])
-def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target, copy_stream, aside):  # noqa: F811
+def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target, copy_stream, aside):
     """Where backward runs in a thread of the reader's device, the default stream is current on the other one."""
     home, there = [streams.new(device) if aside else streams.current_on(device) for device in (ZERO, target)]
     carrier = exchange.Exchange((ZERO, target), copy_stream=copy_stream)
@@ -76,7 +76,7 @@ def test_a_gradient_is_awaited_by_the_stream_of_the_forward_pass(streams, target
 
 @WAYS
 @COPY_STREAMS
-def test_what_a_standing_copy_reads_and_writes_is_free_once_all_has_settled(streams, target, copy_stream):  # noqa: F811
+def test_what_a_standing_copy_reads_and_writes_is_free_once_all_has_settled(streams, target, copy_stream):
     carrier, tensor = exchange.Exchange((ZERO, target), copy_stream=copy_stream), made(streams)
     copy = carrier.standing("conv3", "forward", {0: tensor}, {1: tensor})[1]
     for number in range(3):

@@ -129,7 +129,7 @@ def test_split_undoes_merge():
         ), name
 
 
-@pytest.mark.parametrize("towers", [1, 2])
+@every("towers", [1, 2])
 def test_counts(towers):
     """conv1 8 -> 6 pixels; local 3x3 without pad 6 -> 4: 16 positions x 3 maps x (2 channels x 9 + 1 bias)."""
     recipe = recipe_with(towers, kernel=3)

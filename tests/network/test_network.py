@@ -176,7 +176,7 @@ def test_split_undoes_merge():
             assert torch.equal(part, other) and part.data_ptr() != other.data_ptr(), name
 
 
-@pytest.mark.parametrize(
+@every(
     "spoil, named",
     [
         (lambda state: state.pop("fc8.bias"), "fc8.bias"),
@@ -193,7 +193,7 @@ def test_foreign_weights_are_refused(spoil, named):
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("preset", [paper, source2012])
+@every("preset", [paper, source2012])
 def test_initial_weights(preset):
     """Mean 0 and the recipe's deviation in every layer of each tower, biases constant, towers different."""
     recipe = preset()

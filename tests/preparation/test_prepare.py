@@ -20,7 +20,7 @@ from alexnet_mp.system.errors import UserError
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("options", [[], ["--raw"]], ids=["jpeg", "raw"])
+@every("options", [[], ["--raw"]], ids=["jpeg", "raw"])
 def test_any_number_of_processes_makes_the_same_bytes(source, tmp_path, monkeypatch, options):
     before = files(prepared(monkeypatch, source, tmp_path / "0", *options))
     for workers in (0, 1, 3):
@@ -54,7 +54,7 @@ def test_the_shards_are_plain_tars_in_webdatasets_naming(source, tmp_path, monke
     )  # mixed classes
 
 
-@pytest.mark.parametrize("options, kind", [([], "jpg"), (["--raw"], "ppm")])
+@every("options, kind", [([], "jpg"), (["--raw"], "ppm")])
 def test_webdataset_reads_it(source, tmp_path, monkeypatch, options, kind):
     webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
     dest = prepared(monkeypatch, source, tmp_path / "set", *options)
@@ -66,8 +66,8 @@ def test_webdataset_reads_it(source, tmp_path, monkeypatch, options, kind):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("options", [[], ["--raw"]], ids=["jpeg", "raw"])
-@pytest.mark.parametrize("workers", [0, 2])
+@every("options", [[], ["--raw"]], ids=["jpeg", "raw"])
+@every("workers", [0, 2])
 def test_statistics_are_those_of_the_pictures_as_training_reads_them(source, tmp_path, monkeypatch, options, workers):
     data = Prepared(prepared(monkeypatch, source, tmp_path / "set", *options, workers=workers), SIZE)
     split = data.splits["train"]
@@ -80,7 +80,7 @@ def test_statistics_are_those_of_the_pictures_as_training_reads_them(source, tmp
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(
+@every(
     "make",
     [
         make_ilsvrc2012,
@@ -172,7 +172,7 @@ def test_arguments_that_make_no_sense_are_refused(source, tmp_path):
             prepare.main(arguments)
 
 
-@pytest.mark.parametrize("arguments, word", [(["", "set"], "SRC"), (["source", ""], "DEST")])
+@every("arguments, word", [(["", "set"], "SRC"), (["source", ""], "DEST")])
 def test_an_empty_path_is_not_here(arguments, word):
     with pytest.raises(UserError, match=f"{word} is empty"):
         prepare.main(arguments)

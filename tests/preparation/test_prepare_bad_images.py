@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inner_cases import every
 from make_archives import make_ilsvrc2012
 from prepared_sets import PER_SHARD, SIZE, but_times, files, interrupted, leftovers, prepared, refused
 
@@ -24,7 +25,7 @@ def break_image(source, name="train/leaf/3.jpg"):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("workers", [0, 2])
+@every("workers", [0, 2])
 def test_the_first_unreadable_image_stops_it(source, tmp_path, monkeypatch, workers):
     expected, content = files(prepared(monkeypatch, source, tmp_path / "whole")), break_image(source)
     with pytest.raises(UserError, match="cannot read image .*train/leaf/3.jpg: .*runcated.*--bad-images skip"):
@@ -122,7 +123,7 @@ def test_a_part_of_fewer_images_is_never_taken_for_that_of_the_whole_shard(sourc
     assert prepare.main(["--check", str(dest), "--workers", "0"]) == 0 and read_index(dest).splits["train"].images == 26
 
 
-@pytest.mark.parametrize("lost, named", [("train/leaf", "class leaf of train"), ("val/*", "no image of val")])
+@every("lost, named", [("train/leaf", "class leaf of train"), ("val/*", "no image of val")])
 def test_a_class_that_lost_all_its_images_is_an_error(source, tmp_path, monkeypatch, lost, named):
     for path in source.glob(f"{lost}/*"):
         path.write_bytes(b"no image")

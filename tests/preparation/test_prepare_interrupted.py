@@ -149,7 +149,7 @@ def test_an_end_between_the_index_and_the_removal_of_the_parts(source, tmp_path,
     assert files(dest) == expected and "complete" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["train.safetensors", "statistics.safetensors", "index.json"])
+@every("name", ["train.safetensors", "statistics.safetensors", "index.json"])
 def test_an_end_before_a_file_of_the_index(source, tmp_path, monkeypatch, name):
     dest, expected = tmp_path / "set", files(prepared(monkeypatch, source, tmp_path / "whole"))
     rename = os.rename
@@ -379,7 +379,7 @@ def test_a_read_only_disk_is_named(source, tmp_path, monkeypatch, small_disk):
     assert prepared(monkeypatch, source, dest) and Prepared(dest, SIZE).splits["val"].read(0) is not None
 
 
-@pytest.mark.parametrize("name", ["train-00001.tar", "train-00001.safetensors", "statistics.safetensors", "index.json"])
+@every("name", ["train-00001.tar", "train-00001.safetensors", "statistics.safetensors", "index.json"])
 def test_a_disk_error_is_named_with_its_file(source, tmp_path, monkeypatch, name):
     """At the end of every file's writing: what the disk refuses then is not there, nor the shard whose part it is."""
     expected, sync = files(prepared(monkeypatch, source, tmp_path / "whole")), os.fsync

@@ -72,7 +72,7 @@ def image_of(directory, image, split="train"):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("workers", [0, 2])
+@every("workers", [0, 2])
 def test_a_whole_set_is_one_line(made, capsys, workers):
     for directory in made:
         status, lines = check(directory, capsys, workers)
@@ -135,7 +135,7 @@ def test_a_file_that_is_missing_cut_or_foreign_is_named(jpeg, capsys, name, dama
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("workers", [0, 2])
+@every("workers", [0, 2])
 def test_everything_that_is_wrong_is_named(jpeg, capsys, workers):
     (jpeg / "train-00000.tar").unlink()
     flip(jpeg / "val.safetensors", 200)

@@ -160,9 +160,13 @@ def test_more_images_of_one_class_leave_the_others_alone(tmp_path):
 
 @FORMS
 def test_val_from_train_where_there_is_no_val(tmp_path, form):
-    notes = []
-    source = find(made(tmp_path, form, split_files(train=10, test=2)), 0.2, notes.append)
-    assert notes == ["val: 6 of the 30 training images, cut off by --val-fraction 0.2"]
+    notes, path = [], made(tmp_path, form, split_files(train=10, test=2))
+    find(path, note=notes.append)  # without a flag none is named as its cause
+    source = find(path, 0.2, notes.append)
+    assert notes == [
+        "val: 3 of the 30 training images, cut off; --val-fraction sets another share",
+        "val: 6 of the 30 training images, cut off by --val-fraction 0.2",
+    ]
     assert {split: len(items) for split, items in source.splits.items()} == {"train": 24, "val": 6, "test": 6}
 
 

@@ -1,10 +1,12 @@
 """Reading tars in place: every kind that programs write is read as `tarfile` reads it, everything hostile or damaged is
 refused."""
 
+import functools
 import gzip
 import io
 import multiprocessing
 import os
+import resource
 import tarfile
 
 import pytest
@@ -325,7 +327,14 @@ def test_reading_past_the_end_is_an_error(tmp_path):
         file_ranges.read(str(tmp_path / "gone"), 0, 1)
 
 
-def test_thousands_of_archives_do_not_use_up_the_descriptors(tmp_path):
+def test_thousands_of_archives_do_not_use_up_the_descriptors(tmp_path, monkeypatch):
+    assert [file_ranges.most_open(limit) for limit in (24, 1024, 1 << 20, resource.RLIM_INFINITY)] == [
+        12,
+        512,
+        2048,
+        2048,
+    ]
+    monkeypatch.setattr(file_ranges, "_opened", functools.lru_cache(64)(file_ranges._opened.__wrapped__))
     before = len(os.listdir("/proc/self/fd"))
     for number in range(200):
         path = tmp_path / str(number)

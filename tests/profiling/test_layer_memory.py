@@ -1,10 +1,11 @@
 """Bytes of a step by layer and tower: against the count of whole steps with real tensors, and by hand."""
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-from alexnet_mp import TwoTowerAlexNet, mini
+from alexnet_mp import TwoTowerAlexNet, mini, paper
 from alexnet_mp.profiling.layer_memory import step_bytes
-from alexnet_mp.profiling.step_memory import step_memory
 from alexnet_mp.recipes.ablations import no_links, one_gpu
 from alexnet_mp.recipes.recipe import Layer, Recipe, change_layers, override
 from alexnet_mp.recipes.shapes import crossings, parameter_counts
@@ -16,13 +17,28 @@ def small(recipe):
     return override(recipe, ["crop_size=80", "stored_size=84", "crop_positions=4"])
 
 
+def kept_bytes(recipe, classes, count):
+    """Bytes that a forward pass of so many images keeps for backward, each storage once, without the weights."""
+    network, kept_tensors = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, classes), {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    images = torch.zeros(count, 3, recipe.crop_size, recipe.crop_size)
+
+    def keep(tensor):
+        kept_tensors[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = F.cross_entropy(network(*[images] * recipe.towers), torch.zeros(count, dtype=torch.int64))
+    assert loss.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept_tensors.items() if place not in weights)
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_bytes_by_layer_and_tower():
     for change in (lambda recipe: recipe, no_links, one_gpu):
         recipe = small(change(mini()))
         memory = step_bytes(recipe, 5, 6)
-        measurements = step_memory(TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 5), 6)
-        assert memory.one_device.activations == sum(each.activations for each in measurements)
+        assert memory.one_device.activations == kept_bytes(recipe, 5, 6)
         assert [each.weights for each in memory.towers] == [4 * count for count in parameter_counts(recipe, 5)]
         # On two devices the images, and what both read, are on both.
         images = 4 * 6 * 3 * 80 * 80
@@ -48,3 +64,10 @@ def test_bytes_by_layer_and_tower():
     assert first.activations == 100 * 4 * (12 + 5) or first.activations == 100 * 4 * 12
     assert 0 <= first.activations + last.activations - 100 * (4 * 12 + 4 * 5 + 4 * 3 + 8) <= 16
     assert 100 * 4 * 3 <= last.workspace <= 100 * 4 * 20 and 100 * 4 * 5 <= first.workspace <= 100 * 4 * 20
+
+
+def test_the_papers_network_fits_its_gpus():
+    """3.2: 32,531,112 and 28,434,112 weights, three times four bytes each, and what 128 images take."""
+    towers = step_bytes(paper(), 1000, 128).towers
+    assert [each.weights for each in towers] == [4 * 32_531_112, 4 * 28_434_112]
+    assert all(each.total < 3e9 for each in towers)

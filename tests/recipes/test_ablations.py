@@ -3,6 +3,7 @@ trains."""
 
 import dataclasses
 import functools
+import inspect
 
 import pytest
 import torch
@@ -39,9 +40,12 @@ EVERYWHERE = {  # (variant, the fields that differ from each of the three parent
     "one_gpu": (ablations.one_gpu, {"towers", "conv5.maps", "fc6.maps", "fc7.maps"}),
     "no_links": (ablations.no_links, {"conv2.maps", "fc6.maps"} | each(("conv3", "fc6", "fc7"), "reads")),
     "no_links_same_width": (ablations.no_links_same_width, each(("conv3", "fc6", "fc7"), "reads")),
+    "one_tower": (ablations.one_tower, {"towers"} | each(HIDDEN, "maps")),
     "tanh": (ablations.tanh, each(HIDDEN, "then")),
     "sigmoid": (ablations.sigmoid, each(HIDDEN, "then")),
     "half as wide": (ablations.half_as_wide, each(HIDDEN, "maps") | each(LAYERS[1:], "init_std")),
+    "twice as wide": (ablations.twice_as_wide, each(HIDDEN, "maps") | each(LAYERS[1:], "init_std")),
+    "zero_biases": (ablations.zero_biases, each(("conv2", "conv4", "conv5", "fc6", "fc7"), "init_bias")),
     "no_colour": (ablations.no_colour, {"colour_noise"}),
     "no_crops": (ablations.no_crops, {"crop_positions"}),
     "no_flips": (ablations.no_flips, {"flip"}),
@@ -75,7 +79,11 @@ BY_PARENT = {  # where they are not: paper, source2012, mini
     "source_init": (ablations.source_init, [each(LAYERS[2:5], "init_std"), set(), each(LAYERS[2:5], "init_std")]),
     "plateau_schedule": (ablations.plateau_schedule, [set(), {"schedule"}, {"schedule", "plateau_patience"}]),
     "dated_drops": (ablations.dated_drops, [{"schedule", "dates"}, {"dates"}, {"dates"}]),
-    "twice_as_long": (ablations.twice_as_long, [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}]),
+    "without_plateaus": (ablations.without_plateaus, [{"schedule", "dates"}, set(), set()]),
+    "twice_as_long": (
+        ablations.twice_as_long,
+        [{"schedule", "epochs", "dates"}, {"epochs", "dates"}, {"epochs", "dates"}],
+    ),
     "shortened": (
         functools.partial(ablations.shortened, epochs=6),
         [{"epochs"}, {"epochs", "dates"}, {"epochs", "dates"}],
@@ -116,6 +124,16 @@ def test_a_variant_differs_in_exactly_these_fields(name, parent):
     assert differing(recipe, ablation) == fields[list(PARENTS).index(parent)]
     assert from_dict(to_dict(ablation)) == ablation
     assert ablation.name == recipe.name
+
+
+def test_every_public_function_is_a_case():
+    public = {
+        name
+        for name, function in inspect.getmembers(ablations, inspect.isfunction)
+        if function.__module__ == ablations.__name__ and not name.startswith("_")
+    }
+    cases = {getattr(variant, "func", variant).__name__ for variant, _ in CASES.values()}
+    assert cases == public
 
 
 @pytest.mark.run
@@ -316,6 +334,18 @@ def test_dates_come_at_their_share_of_the_epochs(epochs, expected):
     recipe = ablations.shortened(source2012(), epochs)
     assert [date.epoch for date in recipe.dates] == expected and recipe.epochs == epochs
     assert make_schedule(recipe).rates(1) == make_schedule(source2012()).rates(1)
+
+
+@every_parent
+def test_a_run_that_is_twice_as_long_has_each_rate_for_twice_as_long(parent):
+    """Of a plateau schedule both would end at the same plateau."""
+    recipe = ablations.without_plateaus(PARENTS[parent]())
+    longer_recipe = ablations.twice_as_long(PARENTS[parent]())
+    assert longer_recipe.epochs == 2 * recipe.epochs and longer_recipe == ablations.twice_as_long(recipe)
+    schedule, longer_schedule = make_schedule(recipe), make_schedule(longer_recipe)
+    for epoch in range(1, recipe.epochs + 1):
+        for longer_epoch in (2 * epoch - 1, 2 * epoch):
+            assert longer_schedule.rates(longer_epoch) == schedule.rates(epoch)
 
 
 @every("epochs, patience", [(90, 5), (93, 5), (45, 2), (20, 1), (12, 1), (1, 1), (900, 50)])

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
+from browser import PAPER, needs_chromium, rendered
 from made_runs import made_run, without_git
 from tiny_checkpoint import tiny_recipe
 from told_runs import judged, step, told_run
@@ -112,9 +114,11 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
     assert "Not tested yet: 4: begins, 6: converted." in page
     assert {path.name for path in (tmp_path / "out").iterdir()} == CURVES | KERNELS | {"comparison.html"}
     told_run(tmp_path / "report")
+    shutil.copytree("a", "copy")
     capsys.readouterr()
     for words, problem in (
         (["a", "./a"], "a is named twice; each run counts once"),
+        (["a", "c", "copy"], "copy is a copy of a; each run counts once"),
         (["a"], "1 run: 2 to 20 can be compared; .*"),
         (["a", *map(str, range(20))], "21 runs: 2 to 20 can be compared; .*"),
         (["a", "out"], "out is not a run directory: .*"),
@@ -122,5 +126,25 @@ def test_runs_compared(tmp_path, monkeypatch, capsys):
         (["a", "c", "--out", "a/run.json"], "--out a/run.json: File exists"),
     ):
         with pytest.raises(SystemExit) as exit_info:
-            run_command(lambda: compare.main(words))  # noqa: B023
+            run_command(lambda: compare.main(words))
         assert exit_info.value.code == 2 and re.fullmatch(f"error: {problem}\n", capsys.readouterr().err), words
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_in_a_browser(tmp_path, monkeypatch):
+    """Light and dark, telephone and desktop: nothing of a page of runs with long names overflows."""
+    without_git(monkeypatch)
+    tests = [judged(4, "test", protocol=name, split="val", images=20, top1_error=60.0) for name in (CENTRE, TEN)]
+    lines = [*(step(number) for number in range(1, 5)), judged(2, images=20), judged(4, images=20), *tests]
+    names = [f"{HOSTILE[:8]}-{letter}-{'long' * 30}" for letter in "ab"]
+    runs = [
+        told_run(tmp_path / name, lines, right=right(number), checkpoint=True, command="words " * number)
+        for number, name in enumerate(names)
+    ]
+    compare.main([*map(str, runs), "--out", str(tmp_path / "out")])
+    for (theme, width), layout in rendered(tmp_path / "out" / compare.NAME, tmp_path).items():
+        assert layout["width"] == width and layout["scroll"] <= width and not layout["cut"], (theme, width, layout)
+        assert not layout["scrolling"], (theme, width, layout)
+        assert layout["charts"] == [theme] and layout["pictures"] == 6, (theme, width, layout)
+        assert layout["paper"] == PAPER[theme], (theme, width, layout)

@@ -6,14 +6,13 @@ import json
 import re
 import shutil
 import socket
-import subprocess
 import threading
-from html import unescape
 from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import PAPER, needs_chromium, rendered, shown
 from made_runs import made_run, without_git
 from PIL import Image
 from tiny_checkpoint import tiny_recipe
@@ -24,11 +23,11 @@ from alexnet_mp.reporting import live, live_server
 from alexnet_mp.reporting.line_chart import Line, chart, ticks
 from alexnet_mp.reporting.live import Watched, kernel_grid
 from alexnet_mp.reporting.live_server import HEADERS, LiveServer
+from alexnet_mp.runs import first_layers
 from alexnet_mp.system.errors import UserError, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HOSTILE = "<script>alert(1)</script>"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def without_tags(page):
@@ -146,7 +145,9 @@ def test_runs_of_every_kind(tmp_path, monkeypatch):
     assert "This network has one tower: nothing crosses." in text and "4 of 180" in text
     text = page(made_run(tmp_path / "converted", tiny_recipe(), classes=1000)[0], "converted")
     assert (
-        "from made" in without_tags(text) and "was converted, not trained here" in text and "conv1 after step 0" in text
+        "from made" in without_tags(text)
+        and "was converted, not trained here" in text
+        and "<h2>conv1, by tower" in text
     )
     monkeypatch.setattr(live, "is_held", lambda _: True)
     text = page(tmp_path / "single", "running")
@@ -170,6 +171,15 @@ def test_runs_of_every_kind(tmp_path, monkeypatch):
     save(run, 6)
     text = view.page().decode()
     assert "conv1 after step 6" in text and "problem" not in text and text.count("<td>") >= 2 * 3
+    kernels = first_layers.of_checkpoint(run / "checkpoints/step_00000006")[1]
+    for number, newest in ((5, 6), (8, 8), (9, 9)):  # `train --keep-every`: what is newer than the checkpoint
+        first_layers.write(run, number, {"conv1.weight": (1 + number) * kernels})
+        assert f"conv1 after step {newest}" in view.page().decode()
+    assert np.array_equal(view.first_layer.kernels, 10 * kernels)
+    first_layers.write(run, 9, {"conv1.weight": kernels[:-1]})
+    assert "are no kernels of colour images" in view.page().decode()
+    first_layers.forget_after(run, 6)
+    assert "conv1 after step 6" in (text := view.page().decode()) and "<td>8</td>" not in text
     weights = run / "checkpoints/step_00000007"
     save(run, 7)
     (weights / "weights.safetensors").write_bytes(b"damaged")
@@ -206,7 +216,7 @@ def test_what_can_not_be_watched_and_what_is_waited_for(tmp_path, monkeypatch, c
             (["RUN", "--port", f"{port}"], f"--port {port}: something listens there already; --port 0 .* is free"),
         ):
             with pytest.raises(SystemExit) as exit_info:
-                run_command(lambda: watch.main(words))  # noqa: B023
+                run_command(lambda: watch.main(words))
             streams = capsys.readouterr()
             assert (
                 exit_info.value.code == 2 and not streams.out and re.fullmatch(f"error: {problem}[^\n]*\n", streams.err)
@@ -233,18 +243,11 @@ def test_what_can_not_be_watched_and_what_is_waited_for(tmp_path, monkeypatch, c
     assert "it is waited for" in notice and re.fullmatch(r".*: http://127\.0\.0\.1:\d+/ until Ctrl-C", address)
 
 
-FRAMES = """<title></title>%s<script>addEventListener("load", () => {
-  document.title = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
-    const page = frame.contentDocument
-    return [frame.clientWidth, page.documentElement.scrollWidth, page.querySelectorAll("main img").length]
-  }))
-})</script>"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here to render the page")
+@needs_chromium
 def test_in_a_browser_it_updates_and_fits(tmp_path, monkeypatch):
-    """The script, which the policy lets run, shows new lines; nothing overflows on telephones and desktops."""
+    """The script, which the policy lets run, shows new lines; nothing overflows on telephones and desktops, in either
+    theme."""
     without_git(monkeypatch)
     run = told_run(tmp_path / f"{HOSTILE[:8]}-{'long' * 30}", [step(1), step(2), judged(2)], checkpoint=True)
     view, pages = Watched(run), []
@@ -255,17 +258,12 @@ def test_in_a_browser_it_updates_and_fits(tmp_path, monkeypatch):
             file.write(json.dumps(step(2 + len(pages))) + "\n")
         return pages[-1]
 
-    def shown(*where):
-        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-        options += ["--allow-file-access-from-files", "--virtual-time-budget=10000", "--dump-dom", *where]
-        return subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=300, check=True).stdout
-
     monkeypatch.setitem(live_server.ROUTES, "/", ("text/html; charset=utf-8", page))
     with LiveServer(view, 0) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            text = shown(f"http://127.0.0.1:{server.server_port}/")
+            text = shown(f"http://127.0.0.1:{server.server_port}/", tmp_path, "--virtual-time-budget=10000")
         finally:
             server.shutdown()
             thread.join()
@@ -278,9 +276,6 @@ def test_in_a_browser_it_updates_and_fits(tmp_path, monkeypatch):
         (tmp_path / f"kernels-{letter}.png").write_bytes(view.kernels("ab".index(letter)))
     text = pages[-1].decode().replace('src="/kernels', 'src="kernels').replace('<script src="/live.js"', "<script")
     (tmp_path / "page.html").write_text(text.replace("</head>", f"<style>{style}</style></head>"))
-    widths = (360, 390, 1280)
-    frames = "".join(f'<iframe src="page.html" style="width: {width}px; border: 0"></iframe>' for width in widths)
-    (tmp_path / "frames.html").write_text(FRAMES % frames)
-    sizes = json.loads(unescape(re.search("<title>(.*?)</title>", shown((tmp_path / "frames.html").as_uri()))[1]))
-    assert [width for width, *_ in sizes] == list(widths)
-    assert all(scroll <= width and images == 2 for width, scroll, images in sizes), sizes
+    for (theme, width), layout in rendered(tmp_path / "page.html", tmp_path).items():
+        assert layout["width"] == width and layout["scroll"] <= width and not layout["cut"], (theme, width, layout)
+        assert layout["pictures"] == 2 and layout["paper"] == PAPER[theme], (theme, width, layout)

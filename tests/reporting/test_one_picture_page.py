@@ -1,5 +1,6 @@
 """The page of one picture, from `predict --page` to a browser: networks of all kinds, hostile names, no data."""
 
+import csv
 import json
 import re
 import shutil
@@ -74,6 +75,12 @@ def test_means_travel_with_a_network_whose_pictures_stay(photograph, tmp_path, m
     export.main([str(run), "--to", "hub", str(folder), "--gpus", "cpu"])  # without means, in the same place
     assert not (folder / UNIT_MEANS).exists()
     content = (target / UNIT_MEANS).read_bytes()
+    capsys.readouterr()
+    for options, with_means in (("--half",), False), ((), True):  # rounded weights have other means
+        export.main([str(target), "--to", "hub", str(folder), "--gpus", "cpu", *options])
+        assert (folder / UNIT_MEANS).exists() is with_means
+        assert ("without the run's unit means" in capsys.readouterr().out) is not with_means
+    assert (folder / UNIT_MEANS).read_bytes() == content
     tensors = load_file(target / UNIT_MEANS)
     (tmp_path / "page.html").unlink()
     for damage in (
@@ -151,11 +158,13 @@ def test_every_kind_of_network(settings, classes, data, photograph, tmp_path, mo
 
 
 @pytest.mark.run
-def test_what_does_not_go_together(photograph, tmp_path, monkeypatch):
-    """One line; and an earlier page stays."""
+def test_what_does_and_does_not_go_together(photograph, tmp_path, monkeypatch, capsys):
+    """A document on standard output is whole beside a page. A refusal is one line, and an earlier page stays."""
     without_git(monkeypatch)
     run, *_ = made_run(tmp_path / "run", ("mini", TINY))
     page = paged(run, photograph, "--json")
+    streams = capsys.readouterr()
+    assert len(json.loads(streams.out)["pictures"]) == 1 and f"wrote {page}\n" in streams.err
     before, new_page = page.read_bytes(), str(tmp_path / "new.html")
     for words, problem in (
         ([str(photograph), str(photograph), "--page", new_page], "--page shows one picture"),
@@ -179,8 +188,12 @@ def test_what_does_not_go_together(photograph, tmp_path, monkeypatch):
             "cpu",
             "--data",
             str(make_folder(tmp_path / "set", 1, 2)),
+            "--csv",
+            "-",
         ]
     )
+    heads, _ = csv.reader(capsys.readouterr().out.splitlines())
+    assert heads[0] == "file"
     with Image.open(path) as picture:
         assert picture.width == 9 * 160 and picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
         maps = np.asarray(picture.convert("RGB")).astype(int)[picture.height // 2 :]

@@ -1,7 +1,7 @@
 """The report's ledger and its drawing, against the geometry, the facts, and what a network says itself."""
 
-import pytest
 import torch
+from inner_cases import every
 
 from alexnet_mp.recipes import ablations
 from alexnet_mp.recipes.architectures import mini, paper
@@ -53,7 +53,7 @@ def test_a_copys_time_is_the_median_of_those_after_the_first(monkeypatch):
     assert copies == [(4000, CPU, meta)] * 8
 
 
-@pytest.mark.parametrize("recipe", [paper(), mini(), ablations.no_links(paper()), ablations.one_gpu(paper())])
+@every("recipe", [paper(), mini(), ablations.no_links(paper()), ablations.one_gpu(paper())])
 def test_every_crossing_is_drawn(recipe):
     diagram = drawing(recipe, 1000)
     rows = [row for row in geometry_of(recipe, recipe.batch_size, 1000) if row[2] == "forward"]

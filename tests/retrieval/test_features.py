@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from inner_cases import every
 
 from alexnet_mp import TwoTowerAlexNet
 from alexnet_mp.recipes.ablations import one_gpu
@@ -52,9 +53,7 @@ def merged_outputs(network, images):
                 return x.flatten(1).numpy()
 
 
-@pytest.mark.parametrize(
-    "layers", [(CONV, FC, LAST), (CONV, LAST), (CONV, FC, dataclasses.replace(FC, name="fc7", reads="own"), LAST)]
-)
+@every("layers", [(CONV, FC, LAST), (CONV, LAST), (CONV, FC, dataclasses.replace(FC, name="fc7", reads="own"), LAST)])
 def test_both_halves_are_joined_in_the_order_a_b(layers, images):
     network = network_of(*layers)
     counts = []

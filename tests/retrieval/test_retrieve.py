@@ -35,7 +35,7 @@ def few_passes(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def original(data, tmp_path_factory):  # noqa: F811
+def original(data, tmp_path_factory):
     """A run on a prepared set, and its index with codes of 16 bits."""
     before, short_codes.EPOCHS = short_codes.EPOCHS, 3
     out = run(data, tmp_path_factory.mktemp("runs") / "run", "--steps", "3")
@@ -50,7 +50,7 @@ def trained(original, tmp_path):
 
 
 @pytest.fixture
-def photograph(data, tmp_path):  # noqa: F811
+def photograph(data, tmp_path):
     """The first training picture, as a file."""
     from alexnet_mp.data.dataset import open_dataset
 
@@ -85,7 +85,7 @@ def test_the_same_run_gives_the_same_bytes(trained, capsys):
         assert (trained / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_an_index_of_another_run_is_refused(trained, data, tmp_path):  # noqa: F811
+def test_an_index_of_another_run_is_refused(trained, data, tmp_path):
     other = run(data, tmp_path / "other", "--steps", "2", "--seed", "5")
     with pytest.raises(
         UserError,
@@ -150,7 +150,7 @@ def test_two_processes_that_write_one_index_do_so_one_after_the_other(trained, m
     assert sorted(path.name for path in trained.glob("two*")) == ["two"]
 
 
-@pytest.mark.parametrize("by", ["fc7", "codes", "pixels"])
+@every("by", ["fc7", "codes", "pixels"])
 def test_a_training_picture_finds_itself(trained, photograph, capsys, by):
     document = json.loads(said(capsys, "query", trained / "retrieval", photograph, "--by", by, "-k", 24, "--json").out)
     assert document["by"] == by and document["bits"] == (16 if by == "codes" else None)

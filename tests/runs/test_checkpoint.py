@@ -84,7 +84,7 @@ def test_the_best_is_the_earliest_of_equals(tmp_path):
     assert step == 3 and state.validation.top1_error == 20.0
 
 
-@pytest.mark.parametrize("keep, left", [(1, [3, 6]), (2, [3, 5, 6]), (9, [1, 2, 3, 4, 5, 6])])
+@every("keep, left", [(1, [3, 6]), (2, [3, 5, 6]), (9, [1, 2, 3, 4, 5, 6])])
 def test_the_newest_and_the_best_stay(keep, left, tmp_path):
     put_all(tmp_path, 1, 2, 3, 4, 5, 6, top1_errors=[40.0, None, 20.0, 30.0, 20.0])
     assert prune(tmp_path, keep) == sorted({1, 2, 3, 4, 5, 6} - set(left))
@@ -141,11 +141,15 @@ def memory():
         yield Path(directory)
 
 
-@pytest.fixture(scope="module", params=ACTIONS)
-def action(request, memory):
-    """(a new directory as it is before an action, the action, must be, may be, the system calls that it makes)."""
-    prepare, act, must, may = ACTIONS[request.param]
-    root, count = memory / request.param, 0
+@pytest.fixture(scope="module")
+def actions(memory):
+    """{name: (a new directory as it is before an action, the action, must be, may be, the system calls that it
+    makes)}."""
+    return {name: counted_action(memory / name, *parts) for name, parts in ACTIONS.items()}
+
+
+def counted_action(root, prepare, act, must, may):
+    count = 0
     root.mkdir()
     prepare(root / "before")
 
@@ -182,8 +186,9 @@ def changing(calls):
 
 
 @pytest.mark.run
-def test_an_error_at_any_call(action):
-    fresh, act, must, may, calls = action
+@every("name", ACTIONS)
+def test_an_error_at_any_call(name, actions):
+    fresh, act, must, may, calls = actions[name]
     for at, call in enumerate(calls):
         run, before = fresh(), len(os.listdir("/proc/self/fd"))
         inodes = {path: path.stat().st_ino for path in run.glob("checkpoints/step_*/*")}
@@ -204,8 +209,9 @@ def test_an_error_at_any_call(action):
 
 
 @pytest.mark.run
-def test_a_disk_that_does_not_come_back_until_the_next_start(action):
-    fresh, act, must, may, calls = action
+@every("name", ACTIONS)
+def test_a_disk_that_does_not_come_back_until_the_next_start(name, actions):
+    fresh, act, must, may, calls = actions[name]
     for at in changing(calls):
         run = fresh()
         try:
@@ -217,8 +223,9 @@ def test_a_disk_that_does_not_come_back_until_the_next_start(action):
 
 
 @pytest.mark.process
-def test_a_kill_at_any_call(action):
-    fresh, act, must, may, calls = action
+@every("name", ACTIONS)
+def test_a_kill_at_any_call(name, actions):
+    fresh, act, must, may, calls = actions[name]
     for at in changing(calls):
         run = fresh()
 
@@ -293,7 +300,7 @@ def test_what_is_no_checkpoint_is_left_alone(tmp_path):
     assert holds_what_it_should(parent / "step_00000007").step == 7
 
 
-@pytest.mark.parametrize("prefix", [".partial_", ".replaced_"])
+@every("prefix", [".partial_", ".replaced_"])
 def test_remains_that_are_links_lose_only_the_link(prefix, tmp_path):
     put_all(tmp_path / "run", 1)
     put_all(tmp_path / "other", 2)

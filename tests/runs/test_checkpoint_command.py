@@ -109,7 +109,7 @@ def test_an_old_format_is_told_by_its_last_reader_and_left_alone(number, run, tm
     assert main([str(run), "--prune", "1"]) == 0 and list(listing(run)) == [6, 9, 12]
 
 
-@pytest.mark.parametrize(
+@every(
     "flags, step, top1_error",
     [([], 12, None), (["--step", "9"], 9, 30.5), (["--best"], 6, 20.0)],
     ids=["newest", "step", "best"],

@@ -381,8 +381,8 @@ def test_sizes_that_no_machine_has(place):
     for change in (
         lambda r: r["layers"][1].update(maps=2**31 - 1),
         lambda r: r["layers"][0].update(maps=2**31 - 1, kernel=4),
-        lambda r: r.update(stored_size=10**18),
-        lambda r: r.update(stored_size=10**18, crop_size=10**18, crop_positions=1),
+        lambda r: r.update(stored_size=2**16 - 1),
+        lambda r: r.update(stored_size=2**16 - 1, crop_size=2**16 - 1, crop_positions=1),
     ):
         rewrite_state(place, lambda fields: change(fields["recipe"]))
         with pytest.raises(UserError, match="this recipe has"):

@@ -12,6 +12,7 @@ import time
 import pytest
 from disk import Dying, at_steps, failing, holds_what_it_should, kill_saves, names, put_all
 from forked_process import command
+from inner_cases import every
 from tiny_run import LAST, TINY, assert_same_end, lines, make_quick, resume, run
 
 from alexnet_mp import checkpoint, evaluate, train
@@ -137,7 +138,7 @@ def test_a_disk_that_is_full_from_the_start(quick, small_disk, ended, data, whol
     assert_same_end(disk.path / "run", whole)
 
 
-@pytest.mark.parametrize("limit", [0, 100, 3000, 30_000])
+@every("limit", [0, 100, 3000, 30_000])
 def test_too_little_room_from_the_start(limit, quick, file_limit, tmp_path, ended, whole):
     """Not enough for run.json, or for the statistics: never a traceback, and the next start has its room."""
     file_limit(limit)
@@ -237,8 +238,8 @@ def test_a_disk_that_becomes_read_only_for_a_while(quick, small_disk, monkeypatc
     assert_same_end(disk.path / "run", whole)
 
 
-@pytest.mark.parametrize("policy", ["continue", "stop"])
-@pytest.mark.parametrize("at", [0, 5, 12, 19])
+@every("policy", ["continue", "stop"])
+@every("at", [0, 5, 12, 19])
 def test_input_and_output_errors(policy, at, quick, monkeypatch, tmp_path, ended, data, whole):
     """From a system call in the middle of a save on nothing works, until two steps later."""
 
@@ -342,7 +343,7 @@ def test_beside_a_run_that_saves_and_prunes_all_the_time_and_is_killed(quick, da
 # --- the clock
 
 
-@pytest.mark.parametrize("jump", [-7200, 7200])
+@every("jump", [-7200, 7200])
 def test_a_clock_that_jumps_is_said_once(jump, quick, monkeypatch, tmp_path, ended, whole):
     now = time.time
     at_steps(monkeypatch, {3: lambda self: monkeypatch.setattr(time, "time", lambda: now() + jump)})

@@ -23,7 +23,7 @@ def kept(out):
     return {step: read(path).tobytes() for step, path in listing(out).items()}
 
 
-def test_what_a_run_keeps(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_what_a_run_keeps(data, tmp_path, monkeypatch, capsys):
     """The initial weights, those after every third step, the last of them the checkpoint's; and nothing else is
     changed. A run that was cut, and goes on, has the same, whatever was there of later steps and half written."""
     plain, whole = run(data, tmp_path / "plain"), run(data, tmp_path / "whole", "--keep-every", 3)

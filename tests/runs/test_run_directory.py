@@ -97,7 +97,7 @@ def test_two_at_once_into_a_new_directory(parts, tmp_path):
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("fake", [Faulty, Dying])
+@every("fake", [Faulty, Dying])
 def test_a_disk_that_fails_at_any_call_leaves_nothing_and_no_lock(fake, parts, tmp_path):
     counter = Faulty()
     with below_files(counter):

@@ -9,6 +9,7 @@ import time
 import pytest
 from disk import failing
 from faulty_calls import Faulty
+from inner_cases import every
 from tiny_run import LAST, add_to_step, assert_same_end, lines, newest, resume, run
 
 from alexnet_mp import checkpoint, train
@@ -38,7 +39,7 @@ def take_lock(out):
     (out / ".lock").unlink()
 
 
-@pytest.mark.parametrize(
+@every(
     "happens",
     [move, take_lock, lambda out: shutil.copy(out / ".lock", out / "x") and (out / "x").rename(out / ".lock")],
     ids=["moved", "lock removed", "lock replaced"],
@@ -104,7 +105,7 @@ def test_what_is_being_replaced_is_listed(data, tmp_path):
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
+@every("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
 def test_what_the_machine_cannot_read_just_now_is_not_called_damaged(number, data, tmp_path, monkeypatch):
     out = run(data, tmp_path / "run", "--steps", "4", "--checkpoint-every", "1")
     before, os_open = list(listing(out)), os.open
@@ -175,7 +176,7 @@ def test_an_export_may_not_lie_among_the_checkpoints(data, tmp_path):
     )
 
 
-@pytest.mark.parametrize("arguments", [["--out", ""], ["--out", "", "--resume", "auto"]])
+@every("arguments", [["--out", ""], ["--out", "", "--resume", "auto"]])
 def test_an_empty_out_is_refused(arguments, data, tmp_path, monkeypatch):
     """As a job's script gives it whose variable is not set."""
     monkeypatch.chdir(tmp_path)

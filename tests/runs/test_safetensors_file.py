@@ -4,7 +4,6 @@ fit."""
 import json
 
 import numpy as np
-import pytest
 import torch
 from inner_cases import every
 from safetensors.torch import save
@@ -116,7 +115,7 @@ def test_tensor_files_of_other_content(content, place):
     refused(load_weights, place, WEIGHTS)
 
 
-@pytest.mark.parametrize("length", [0x0480, 0x4B50])
+@every("length", [0x0480, 0x4B50])
 def test_a_header_whose_length_begins_like_a_pickle(length, place):
     """One length in 32 has the first byte of a pickle, and one the first two of a zip archive."""
     text = (b"{%b}" % X).ljust(length)
@@ -124,7 +123,7 @@ def test_a_header_whose_length_begins_like_a_pickle(length, place):
     assert (place / WEIGHTS).read_bytes()[0] in b"\x80P" and load_weights(place)["x"].tolist() == [0.0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@every("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_weights_in_another_dtype(dtype, place):
     values = torch.arange(6, dtype=dtype).reshape(2, 3)
     rewrite(place, WEIGHTS, save({"x": values, "empty": torch.zeros(0, 3)}, {"format": "pt"}))

@@ -75,7 +75,7 @@ def test_commands_with_a_network_let_no_convolution_round_to_it():
     assert not torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.parametrize("choice, devices", [("fp32", [CPU]), ("bf16", [CPU]), ("bf16", [CPU, GPU]), ("tf32", [GPU])])
+@every("choice, devices", [("fp32", [CPU]), ("bf16", [CPU]), ("bf16", [CPU, GPU]), ("tf32", [GPU])])
 def test_cublas_adds_no_parts_of_a_product_in_bf16(choice, devices, monkeypatch):
     """By default it may. What is left to it is to cut a long sum into parts that it adds in float32."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -105,7 +105,7 @@ def test_tf32_on_a_gpu_that_has_it(monkeypatch):
     assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
 
 
-@pytest.mark.parametrize("choice", ["tf32", "bf16"])
+@every("choice", ["tf32", "bf16"])
 def test_an_older_gpu_is_refused(choice, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
@@ -120,7 +120,7 @@ def test_tf32_without_a_gpu_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
+@every(
     "native, devices, said", [(True, [CPU], None), (False, [CPU, GPU], "much slower than fp32"), (False, [GPU], None)]
 )
 def test_a_processor_without_bf16(native, devices, said, monkeypatch):
@@ -132,15 +132,15 @@ def test_a_processor_without_bf16(native, devices, said, monkeypatch):
 
 @pytest.mark.run
 @pytest.mark.usefixtures("one_thread", "quick")
-def test_a_run_in_bf16_goes_on_bit_for_bit_and_says_so_where_it_does_not(data, tmp_path, capsys):  # noqa: F811
+def test_a_run_in_bf16_goes_on_bit_for_bit_and_says_so_where_it_does_not(data, tmp_path, capsys):
     whole = run(data, tmp_path / "whole", "--precision", "bf16")
     out = run(data, tmp_path / "run", "--precision", "bf16", "--steps", "4")
     assert (
         "precision bf16" in capsys.readouterr().out
         and json.loads((out / "run.json").read_text())["precision"] == "bf16"
     )
-    resume(data, out, "--precision", "bf16")
+    resume(data, out)  # what nobody says stays
     assert_same_end(out, whole)
     assert "no longer bit for bit" not in capsys.readouterr().out
-    resume(data, out, "--epochs", "4")
+    resume(data, out, "--epochs", "4", "--precision", "fp32")
     assert "something else computes: precision: bf16 -> fp32" in capsys.readouterr().out

@@ -14,16 +14,18 @@ from toy_stages import ROOT, alive, packed, runs, states
 
 pytestmark = pytest.mark.process
 
-# It ignores the signal that asks it to end, and has started another process.
+# It ignores the signal that asks it to end, and has started two others, one with a session of its own as torchrun's.
 HANGS = """
 HANGS = ("signal.signal(signal.SIGINT, signal.SIG_IGN); "
-         "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
-         "open('{out}/numbers', 'w').write(f'{os.getpid()} {other.pid}'); print('before', flush=True); time.sleep(600)")
+         "sleep = [sys.executable, '-c', 'import time; time.sleep(600)']; "
+         "others = [subprocess.Popen(sleep, start_new_session=apart) for apart in (False, True)]; "
+         "open('{out}/numbers', 'w').write(' '.join(map(str, [os.getpid(), *(other.pid for other in others)]))); "
+         "print('before', flush=True); time.sleep(600)")
 """
 
 
 @pytest.mark.slow
-def test_a_stage_that_fails_and_one_that_hangs_stop_no_other(toys, tmp_path):  # noqa: F811
+def test_a_stage_that_fails_and_one_that_hangs_stop_no_other(toys, tmp_path):
     rehearse = toys(
         """toy("first", "open('{out}/found.json', 'w').write('1'); open('{scratch}/big', 'w')"),
                     toy("broken", "sys.exit('no such kernel')"), toy("hanging", HANGS, limit=3), toy("last")""",
@@ -47,7 +49,7 @@ def test_a_stage_that_fails_and_one_that_hangs_stop_no_other(toys, tmp_path):  #
     assert runs(tmp_path, after=range(6)) == ["first"]
 
 
-def test_what_was_found_is_packed_before_and_after_every_stage(toys, tmp_path):  # noqa: F811
+def test_what_was_found_is_packed_before_and_after_every_stage(toys, tmp_path):
     look = f"print('seen', open({str(tmp_path / 'results' / 'check.json')!r}).read().replace(chr(10), ''))"
     plain = "Stage('one', 'a toy without a stand-in', ('{python}', '-c', 'pass'), 1, 60)"
     assert toys(f"{plain}, toy('two', {look!r})")()[0] == 0
@@ -64,7 +66,7 @@ def test_what_was_found_is_packed_before_and_after_every_stage(toys, tmp_path): 
     ],
     ids=["SIGTERM", "SIGINT", "gone"],
 )
-def test_another_machine_goes_on_from_a_copy_of_the_results(toys, tmp_path, number, state, order):  # noqa: F811
+def test_another_machine_goes_on_from_a_copy_of_the_results(toys, tmp_path, number, state, order):
     """What was told to stop goes on first. What was at work when the machine went comes last: it may be the reason."""
     marker = tmp_path / "begun"
     waits = (
@@ -103,7 +105,7 @@ check.Check.order = late
 """
 
 
-def test_a_stage_that_was_cut_short_finds_what_it_had_done(toys, tmp_path):  # noqa: F811
+def test_a_stage_that_was_cut_short_finds_what_it_had_done(toys, tmp_path):
     """The minutes end while it works; the second time it goes on in its own folder. One that failed begins anew."""
     body = (
         "open('{scratch}/count', 'a').write('x'); print('time', len(open('{scratch}/count').read()), flush=True); "
@@ -119,7 +121,7 @@ def test_a_stage_that_was_cut_short_finds_what_it_had_done(toys, tmp_path):  # n
     assert re.findall("^time .*", packed(tmp_path / "results")["logs/long.log"], re.M) == ["time 1"]
 
 
-def test_nothing_is_begun_that_will_not_end_in_time(toys, tmp_path):  # noqa: F811
+def test_nothing_is_begun_that_will_not_end_in_time(toys, tmp_path):
     rehearse = toys("toy('short'), toy('long', seconds=500), toy('shorter', seconds=1)")
     code, output = rehearse("--minutes", "1")
     assert code == 3 and runs(tmp_path) == ["short", "shorter"] and "left to do, by the same command: long" in output
@@ -128,7 +130,7 @@ def test_nothing_is_begun_that_will_not_end_in_time(toys, tmp_path):  # noqa: F8
     assert runs(tmp_path, after=range(3)) == ["short", "long", "shorter"]
 
 
-def test_a_stage_has_passed_for_the_sources_that_it_reads(toys, tmp_path):  # noqa: F811
+def test_a_stage_has_passed_for_the_sources_that_it_reads(toys, tmp_path):
     source = tmp_path / "source"
     for name in (
         "alexnet_mp/network/network.py",
@@ -163,7 +165,7 @@ def test_a_stage_has_passed_for_the_sources_that_it_reads(toys, tmp_path):  # no
 # --- what is refused, in one line
 
 
-def test_what_can_not_be_is_said_in_one_line(toys, tmp_path):  # noqa: F811
+def test_what_can_not_be_is_said_in_one_line(toys, tmp_path):
     rehearse = toys("toy('one')")
     (tmp_path / "file").touch()
     (tmp_path / "damaged").mkdir()
@@ -189,7 +191,7 @@ def test_what_can_not_be_is_said_in_one_line(toys, tmp_path):  # noqa: F811
     assert (tmp_path / "runs").read_text() == "one "
 
 
-def test_whoever_stops_reading_is_no_traceback(toys, tmp_path):  # noqa: F811
+def test_whoever_stops_reading_is_no_traceback(toys, tmp_path):
     """Nor is one who never read. A check that nobody listens to stops, and the next command goes on."""
     command = [ROOT / "tools" / "gpu_check.sh", "--plan"]
     environment = os.environ | {"PYTHON": sys.executable}

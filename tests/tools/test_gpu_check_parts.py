@@ -48,7 +48,7 @@ def collected(*arguments):
 def test_what_is_worth_most_comes_first():
     """The order that was decided on; and nothing is there twice."""
     assert len(TABLE) == len(stages.table())
-    names = [name for name in TABLE if name not in ("train-two-devices",)]
+    names = [name for name in TABLE if "gpus:2" not in TABLE[name].needs]
     assert names[:13] == [
         "build",
         "kernels-once",
@@ -88,22 +88,27 @@ def test_every_file_of_tests_is_in_one_stage():
 
 
 @pytest.mark.process
-def test_every_selection_of_benchmarks_selects_and_the_quick_ones_compile_nothing():
+def test_every_benchmark_for_a_gpu_is_in_a_stage_and_the_quick_stages_compile_nothing():
     """pytest's -k, as far as the table uses it: parts of names, `and`, `not`."""
-    ids = collected("benchmarks", "--benchmark-only")
+    ids, selected = collected("benchmarks", "--benchmark-only"), set()
+    pairs = {test for test in ids if re.search(r"\[two-gpu", test)}
     for stage in TABLE.values():
-        if "-k" not in stage.command or "benchmarks/record.py" not in stage.command or stage.name == "forked":
+        if "-k" not in stage.command or "benchmarks/record.py" not in stage.command:
             continue
         words = stage.command[stage.command.index("-k") + 1].split(" and ")
         selection = [
             test
             for test in ids
-            if all(word in test or word.startswith("not ") for word in words)
-            and not any(f"not {word}" in words for word in re.findall(r"\w+", test))
+            if all((word.removeprefix("not ") in test) != word.startswith("not ") for word in words)
         ]
         assert selection and not any("cpu-" in test or "-cpu]" in test for test in selection), stage.name
+        assert pairs.isdisjoint(selection) or "gpus:2" in stage.needs and pairs.issuperset(selection), stage.name
         if stage.seconds <= 60:
             assert not any("compile" in test for test in selection), stage.name
+        selected.update(selection)
+    assert set(collected("benchmarks", "--benchmark-only", "-m", "gpus")) - selected == set()
+    files = {test.partition("::")[0] for test in selected}
+    assert files == {str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks").glob("test_speed_*.py")}
 
 
 @pytest.mark.slow
@@ -117,7 +122,9 @@ def test_the_first_stages_of_tests_are_few_cases_and_all_for_a_gpu():
     assert files["kernels-once"][0] in TABLE["memcheck"].command
     ids = collected(*files["kernels-once"], *files["graphs"], "--gpu-only")
     cases = [test for test in ids if test.startswith(files["kernels-once"][0])]
-    assert len(cases) == 3 * len([test for test in cases if "fp32" in test]) >= 20  # each of all operations of maps
+    quick = {test for test in cases if "fp32" in test}
+    others = {re.sub("bf16|fp16", "fp32", test) for test in cases} - quick
+    assert len(quick) >= 10 and {re.split(r"::|\[", test)[1] for test in others} == {"test_paper_sgd_of_a_run"}
     assert all(re.search(r"\b(cuda|triton)-", test) for test in cases)
     assert 30 <= len(ids) - len(cases) <= 80 and not any("one CPU" in test for test in ids)
 
@@ -286,18 +293,23 @@ esac
 
 @pytest.mark.parametrize("errors, code, status", [([93.0, 0.5], 0, 0), ([93.0, 93.0], 0, 1), ([], 0, 1), ([0.5], 3, 3)])
 def test_a_run_has_to_learn(errors, code, status, tmp_path, monkeypatch):
+    commands = []
+
     def run(command):
-        assert command[-2:] == ["--gpus", "0"]
+        commands.append(command)
         lines = [{"kind": "train", "loss": 1.0}, *({"kind": "val", "top1_error": error} for error in errors)]
-        (tmp_path / "run").mkdir()
+        (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return subprocess.CompletedProcess(command, code)
 
     monkeypatch.setattr(facts.subprocess, "run", run)
     monkeypatch.setattr(facts.signal, "signal", lambda *_: None)
     (tmp_path / "out").mkdir()
-    assert facts.train(str(tmp_path / "run"), str(tmp_path / "out"), ["--gpus", "0"]) == status
+    for arguments in (["--gpus", "0"], ["--towers", "apart", "--gpus", "0,1"]):
+        assert facts.train(str(tmp_path / "run"), str(tmp_path / "out"), arguments) == status
+        assert commands[-1][-len(arguments) :] == arguments
     assert (tmp_path / "out" / "metrics.jsonl").exists()
+    assert ["torch.distributed.run" in command for command in commands] == [False, True]
 
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")

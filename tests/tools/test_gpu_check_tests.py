@@ -42,7 +42,7 @@ def test_end():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stage_of_tests_goes_on_behind_what_kills_it(toys, tmp_path, workers):  # noqa: F811
+def test_a_stage_of_tests_goes_on_behind_what_kills_it(toys, tmp_path, workers):
     """And the second time what has passed isn't run again, in whatever stage it has passed."""
     (tmp_path / "test_toy.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
@@ -69,7 +69,7 @@ def test_a_stage_of_tests_goes_on_behind_what_kills_it(toys, tmp_path, workers):
     assert sorted((tmp_path / "noted").read_text().split()) == ["bad", "dies", "hangs"]
 
 
-def test_a_lost_device_ends_a_process_and_not_the_stage(toys, tmp_path):  # noqa: F811
+def test_a_lost_device_ends_a_process_and_not_the_stage(toys, tmp_path):
     """The device is lost in the process: a stand-in for torch says so, as it does after an illegal address."""
     (tmp_path / "torch.py").write_text("""
 class cuda:
@@ -105,7 +105,7 @@ def test_other():
     assert "1 passed, 3 deselected" in output
 
 
-def test_tests_that_cannot_be_collected_are_tried_once(toys, tmp_path):  # noqa: F811
+def test_tests_that_cannot_be_collected_are_tried_once(toys, tmp_path):
     (tmp_path / "test_toy.py").write_text("import no_such_module")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     rehearse = toys(f"""Stage('tests', 'a toy', ('false',), 1, 60, journal='toys', each=2, rehearsal=(

@@ -14,7 +14,7 @@ from alexnet_mp.evaluation.trained import load_run
 pytestmark = pytest.mark.usefixtures("one_thread", "quick")
 
 
-def test_factors_are_those_of_the_formula(data, tmp_path, monkeypatch):  # noqa: F811
+def test_factors_are_those_of_the_formula(data, tmp_path, monkeypatch):
     """With an alpha that counts: of one map alone the factor is (1 + alpha a^2 / k)^-beta, where a is the normalised
     output's input."""
     out = run(data, tmp_path / "run", "--steps", "2", "--set", "lrn_size=1", "--set", "lrn_alpha=0.01")
@@ -40,7 +40,7 @@ def test_factors_are_those_of_the_formula(data, tmp_path, monkeypatch):  # noqa:
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_the_command(data, tmp_path):  # noqa: F811
+def test_the_command(data, tmp_path):
     out = run(data, tmp_path / "run", "--steps", "1")
     command = [sys.executable, norm_factors.__file__, str(out)]
     outcome = subprocess.run(command, capture_output=True, text=True, timeout=120)

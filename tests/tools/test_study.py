@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from alexnet_mp.experiments.paper_claims import STUDY
+
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,6 +18,13 @@ RECORD = "lrn-00000000.json"
 
 def study(script, *words):
     return subprocess.run(["bash", str(script), *map(str, words)], capture_output=True, text=True)
+
+
+def pictures_in(folder):
+    """Where Tiny ImageNet's pictures would be."""
+    for part in ("train", "val"):
+        (folder / part).mkdir(parents=True)
+    return folder
 
 
 def running(group):
@@ -44,6 +53,15 @@ def test_wrong_use_is_told_how_to_call_it(tmp_path):
             and "tools/study.sh run WORK TINY100 [CIFAR]" in process.stderr
             and not process.stdout
         )
+    pictures = pictures_in(tmp_path / "pictures")
+    (pictures / "val").rmdir()
+    cases = [(["/nope"], "study: /nope: Tiny ImageNet's pictures are not there, it has no folder train\n")]
+    cases += [([pictures], f"study: {pictures}: Tiny ImageNet's pictures are not there, it has no folder val\n")]
+    cases += [([pictures_in(tmp_path / "whole"), "/nope"], "study: /nope: no such directory, so no CIFAR-10\n")]
+    for words, message in cases:
+        process = study(ROOT / "tools" / "study.sh", "run", tmp_path / "work", *words)
+        assert (process.returncode, process.stderr, process.stdout) == (2, message, "")
+        assert not (tmp_path / "work").exists()
 
 
 def test_there_is_nothing_to_hold_where_nothing_runs(tmp_path):
@@ -54,6 +72,7 @@ def test_there_is_nothing_to_hold_where_nothing_runs(tmp_path):
     assert process.returncode == 0 and "no queue runs" in process.stdout and "0 runs are kept" in process.stdout
     process = study(ROOT / "tools" / "study.sh", "status", tmp_path / "none")
     assert process.returncode == 2 and "no such directory" in process.stderr and not (tmp_path / "none").exists()
+    pictures_in(tmp_path)
     for lanes in ("0", "-1", "1.5", "x"):
         words = ["bash", str(ROOT / "tools" / "study.sh"), "run", str(tmp_path), str(tmp_path)]
         process = subprocess.run(words, env={"PATH": PATH, "LANES": lanes}, capture_output=True, text=True)
@@ -77,7 +96,7 @@ def test_what_is_missing_is_told(tmp_path):
     process = study(script, "collect", tmp_path / "desk")
     assert process.returncode == 2 and "make install first" in process.stderr
     (place / "claims" / "desk-study.commit").write_text(40 * "1" + "\n")
-    process = study(script, "run", tmp_path / "desk", tmp_path)
+    process = study(script, "run", tmp_path / "desk", pictures_in(tmp_path))
     assert process.returncode == 2 and "it takes a clone with all of its history" in process.stderr
     assert "Ctrl-C leaves the queue running" in process.stdout
 
@@ -102,7 +121,7 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     (place / "claims" / "desk-study.commit").write_text(head)
     (place / "claims" / "records" / RECORD).write_text("{}")
     work, pictures, cifar = (tmp_path / name for name in ("work", "pictures", "cifar"))
-    pictures.mkdir()
+    pictures_in(pictures)
     cifar.mkdir()
     environment = {"PATH": PATH, "STUDY_TEST": str(tmp_path), "HOME": str(tmp_path)}
     (tmp_path / "hold").touch()
@@ -119,7 +138,7 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
             ["bash", str(script), "run", str(work), str(pictures)], env=environment, capture_output=True, text=True
         )
         assert second.returncode == 1 and "runs already" in second.stderr
-        assert "the queue runs in" in study(script, "status", work).stdout
+        assert f"the queue runs in {work}; under way: specialisation\n" in study(script, "status", work).stdout
         assert study(script, "pause", work).returncode == study(script, "go", work).returncode == 0
         assert study(script, "stop", work).returncode == 0
         assert queue.wait(timeout=30) == 0 and not running(queue.pid)
@@ -138,7 +157,7 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     log.unlink()
     process = subprocess.run(
         ["bash", str(script), "run", str(work), str(pictures), str(cifar)],
-        env=environment,
+        env={**environment, "EXTRAS": "1"},
         capture_output=True,
         text=True,
     )
@@ -152,7 +171,9 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     ][1:]
     plan.insert(1, plan.pop(plan.index("ensemble5")))
     commands.remove("ended")
-    assert commands == [*plan, "cifar-lrn", "cifar-relu", "cifar-local", "crops", "flips", "schedule"]
+    assert tuple(plan) == STUDY  # as `claims run study`
+    extras = ["crops", "flips", "schedule"]
+    assert commands == [*plan, "cifar-lrn", "cifar-relu", "cifar-local", *extras]
     assert "failed" not in process.stdout
     (tmp_path / "fails").touch()  # and one that is killed counts as failed
     process = subprocess.run(
@@ -168,7 +189,8 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     )
     assert "failed, so to be called again: lrn\n" in process.stdout
     lanes = [line.partition(" run ")[2].split()[0] for line in log.read_text().splitlines()]
-    assert sorted(lanes) == sorted([*commands, "ended"])  # each once, whichever lane takes it
+    # each once, whichever lane takes it; none of those that are not asked for
+    assert sorted([*lanes, *extras]) == sorted([*commands, "ended"])
     # Claims that share runs are not run beside each other.
     assert lanes[0] == "specialisation" and lanes.index("sixth-conv") < lanes.index("ended") - 1
     assert lanes.index("ended") < lanes.index("pretraining") < lanes.index("ensemble7")

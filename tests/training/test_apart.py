@@ -53,7 +53,7 @@ def test_a_run_goes_on_in_either_arrangement(towers, data, tmp_path, without_byt
 
 
 def test_another_way_of_overlap_is_said(data, tmp_path, whole):
-    _, output = apart.run_apart(data, tmp_path / "run", "--resume", newest(whole))
+    _, output = apart.run_apart(data, tmp_path / "run", "--resume", newest(whole), "--overlap", "on")
     assert "something else computes: overlap: off -> on" in output
 
 

@@ -53,20 +53,27 @@ def test_a_directory_that_is_there_already(data, tmp_path, whole):
     assert "is there already" in apart.ends(data, whole, before=lambda: None)
 
 
-DIFFERENT = {
-    "seed": (["--seed", "1"], "differ in seed: 0 in rank 0, 1 in rank 1"),
-    "steps": (["--steps", "3"], "differ in --steps: None in rank 0, 3 in rank 1"),
-    "overlap": (["--overlap", "off"], "differ in --overlap: None in rank 0, off in rank 1"),
-    "data": (["--data", "builtin"], "differ in the data's fingerprint"),
+APART, ONE_TOWER = ["--towers", "apart"], ["--set", "towers=1"]
+UPDATED_WITHIN = [*ONE_TOWER, "--set", "fc_batch_size=4"]
+DIFFERENT = {  # (of rank 0, of rank 1, words)
+    "seed": (APART, [*APART, "--seed", "1"], "differ in seed: 0 in rank 0, 1 in rank 1"),
+    "steps": (APART, [*APART, "--steps", "3"], "differ in --steps: None in rank 0, 3 in rank 1"),
+    "overlap": (APART, [*APART, "--overlap", "off"], "differ in --overlap: None in rank 0, off in rank 1"),
+    "data": (APART, [*APART, "--data", "builtin"], "differ in the data's fingerprint"),
+    # what a recipe doesn't store
+    "a field in rank 0": (UPDATED_WITHIN, ONE_TOWER, "differ in fc_batch_size: 4 in rank 0, None in rank 1"),
+    "a field in rank 1": (ONE_TOWER, UPDATED_WITHIN, "differ in fc_batch_size: None in rank 0, 4 in rank 1"),
+    "apart in rank 0": (APART, [], "differ in --towers: apart in rank 0, together in rank 1"),
+    "apart in rank 1": ([], APART, "differ in --towers: together in rank 0, apart in rank 1"),
 }
 
 
 @pytest.mark.slow
 @every("case", DIFFERENT)
 def test_processes_that_were_started_differently_are_refused(case, data, tmp_path):
-    more, words = DIFFERENT[case]
-    flags = [*TINY, "--towers", "apart", "--data", data, "--out", tmp_path / "run"]
-    processes = apart.begin(apart.training(*flags), apart.training(*flags, *more))
+    *flags, words = DIFFERENT[case]
+    shared = [*TINY, "--data", data, "--out", tmp_path / "run"]
+    processes = apart.begin(*(apart.training(*shared, *of_rank) for of_rank in flags))
     assert apart.end(processes) == [2, 2]
     (line,) = apart.said(processes)
     assert words in line and line.endswith("all have to be started alike") and not (tmp_path / "run").exists()

@@ -215,7 +215,7 @@ class Capture:
         pass
 
 
-def test_updates_are_captured_on_a_stream_of_their_own(streams, monkeypatch):  # noqa: F811
+def test_updates_are_captured_on_a_stream_of_their_own(streams, monkeypatch):
     """They are reset while the other graphs of their device live on, which must not have used that stream."""
     capture_streams = []
     monkeypatch.setattr(Capture, "streams", capture_streams)
@@ -233,7 +233,7 @@ def test_updates_are_captured_on_a_stream_of_their_own(streams, monkeypatch):  #
     assert [capture_streams[0], capture_streams[4]] == [*graphs.streams.values()]
 
 
-def test_after_a_refused_capture_one_of_nothing_ends_well(streams, monkeypatch):  # noqa: F811
+def test_after_a_refused_capture_one_of_nothing_ends_well(streams, monkeypatch):
     """Of which torch's generator learns that no capture goes on; dropped, it breaks no graph of the other's stream."""
     captures = []
 
@@ -265,7 +265,7 @@ def test_after_a_refused_capture_one_of_nothing_ends_well(streams, monkeypatch):
     assert second[1].device == TWO[1] and second[1] not in (graphs.streams[TWO[1]], graphs.update_streams[TWO[1]])
 
 
-def test_of_many_trainings_in_a_process_no_two_uses_share_a_stream(streams, monkeypatch):  # noqa: F811
+def test_of_many_trainings_in_a_process_no_two_uses_share_a_stream(streams, monkeypatch):
     """A capture would hold what the thread that works ahead launches, or what crosses, if it were on their stream."""
     monkeypatch.setattr(gc, "collect", lambda: None)  # it takes a while
     with closing(ahead((({}, torch.tensor(number)) for number in range(10**6)), TWO)) as batches:
@@ -280,7 +280,7 @@ def test_of_many_trainings_in_a_process_no_two_uses_share_a_stream(streams, monk
 
 
 @pytest.mark.run
-def test_graphs_of_an_earlier_training_are_reset_before_there_are_new_ones(streams):  # noqa: F811
+def test_graphs_of_an_earlier_training_are_reset_before_there_are_new_ones(streams):
     """On the same streams, although nobody but themselves knows of them any more."""
 
     class Knot:

@@ -97,7 +97,7 @@ def put_apart(monkeypatch):
 
 @pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("flags", RUNS.values(), ids=RUNS)
-def test_a_run_with_graphs_is_the_run_without(flags, apart, data, tmp_path, monkeypatch, faked):  # noqa: F811
+def test_a_run_with_graphs_is_the_run_without(flags, apart, data, tmp_path, monkeypatch, faked):
     if apart:
         put_apart(monkeypatch)
     out = run(data, tmp_path / "graphed", *flags)
@@ -113,14 +113,7 @@ def test_a_run_with_graphs_is_the_run_without(flags, apart, data, tmp_path, monk
 @pytest.mark.parametrize(
     "apart, in_graphs", [pytest.param(False, True, marks=pytest.mark.slow), (True, True), (False, False)]
 )
-def test_a_run_whose_graphs_make_the_images_is_the_run_without(
-    apart,
-    in_graphs,
-    data,
-    tmp_path,
-    monkeypatch,  # noqa: F811
-    faked,
-):
+def test_a_run_whose_graphs_make_the_images_is_the_run_without(apart, in_graphs, data, tmp_path, monkeypatch, faked):
     """From raw pixels, with crops, noise and a scale that change from batch to batch and epoch to epoch.
 
     in_graphs: whether graphs can make them; else the pipeline does, and the rest of a step is graphs all the same.
@@ -157,7 +150,7 @@ def test_a_run_whose_graphs_make_the_images_is_the_run_without(
 
 
 @pytest.mark.parametrize("cut", [pytest.param(4, marks=pytest.mark.slow), 11, pytest.param(14, marks=pytest.mark.slow)])
-def test_it_is_cut_and_goes_on(cut, data, tmp_path, monkeypatch, faked):  # noqa: F811
+def test_it_is_cut_and_goes_on(cut, data, tmp_path, monkeypatch, faked):
     """In the middle of an epoch too, with graphs and numbers on their way; the rest of the run begins eagerly again."""
     run(data, tmp_path / "run", *CHANGES, "--steps", cut)
     monkeypatch.setattr(pending_steps, "mark", LateEvents(100))  # numbers lie about while graphs are replayed
@@ -170,7 +163,7 @@ def test_it_is_cut_and_goes_on(cut, data, tmp_path, monkeypatch, faked):  # noqa
 
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_on_a_gpu_with_graphs_is_the_run_without(precision, data, tmp_path, capsys):  # noqa: F811
+def test_a_run_on_a_gpu_with_graphs_is_the_run_without(precision, data, tmp_path, capsys):
     flags = [*CHANGES, "--gpus", "0", "--precision", precision]
     out = run(data, tmp_path / "graphed", *flags, "--graphs", "on", "--steps", 11)
     assert "graphs: whole step" in capsys.readouterr().out
@@ -234,7 +227,7 @@ def test_on_is_refused_where_it_cannot_be(devices, count, works, monkeypatch):
     assert works in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_command_says_what_it_uses_and_refuses_before_it_reads(data, tmp_path, capsys):  # noqa: F811
+def test_the_command_says_what_it_uses_and_refuses_before_it_reads(data, tmp_path, capsys):
     out = run(data, tmp_path / "run", "--steps", 1)
     assert "graphs: off (cpu)" in capsys.readouterr().out
     with pytest.raises(UserError, match="--graphs on: both towers must be on CUDA devices, and they are on cpu"):

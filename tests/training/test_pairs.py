@@ -43,19 +43,19 @@ def test_a_run_is_that_of_one_process(flags, job, data, tmp_path, without_bytes)
         assert f"devices: {job['count']} pairs of towers, all towers on cpu, a process a pair" in output
         assert "graphs: off (a minibatch in pieces)" in output
         # 1,475 parameters of four bytes
-        assert f"; {job['count']} pairs of towers add up their gradients, 0.01 MB each" in output
+        assert f"; {job['count']} pairs of towers add up their gradients, 0.01 MB each\n" in output
         settings = json.loads((out / "run.json").read_text())
         microbatch = flags[flags.index("--microbatch") + 1]
         assert (settings["pairs"], settings["microbatch"]) == (job["count"], microbatch)
 
 
 def test_a_run_goes_on_with_another_number_of_pairs(data, tmp_path, without_bytes, whole):
-    """The microbatch is the run's: nobody says it again, and no one says that the bits are others."""
+    """Microbatch and overlap are the run's: nobody says them again, and no one says that the bits are others."""
     out = tmp_path / "run"
     apart.run_apart(data, out, *PIECES, "--steps", 3, count=4, towers="together")
     _, output = apart.run_apart(data, out, "--resume", "auto", "--steps", 5, count=2, towers="together")
     assert "no longer bit for bit" not in output
-    apart.run_apart(data, out, "--resume", "auto", "--steps", 7, "--overlap", "off", count=4)
+    apart.run_apart(data, out, "--resume", "auto", "--steps", 7, count=4)
     run(data, out, "--resume", "auto")
     assert state(newest(out))["made_by"]["microbatch"] == 2
     assert_same_end(out, whole)
@@ -74,6 +74,7 @@ def test_what_is_no_longer_exact_is_said(data, tmp_path, whole):
 
 def test_without_a_microbatch_it_is_one_run_within_rounding(data, tmp_path):
     out, output = apart.run_apart(data, tmp_path / "many", count=2, towers="together")
+    assert "0.01 MB each; without --microbatch the last bits depend on the number of pairs\n" in output
     one = run(data, tmp_path / "one")
     for mine, expected in zip(lines(out), lines(one), strict=True):
         assert mine.keys() == expected.keys() and mine["kind"] == expected["kind"]
@@ -161,7 +162,8 @@ def test_wrong_use_is_one_line_of_all(data, tmp_path):
             dict(count=2),
             "a minibatch of 1 is 1 piece(s), and there are 2 pairs of towers; 1 at most",
         ),
-        (["--microbatch", -1], dict(count=2), "--microbatch -1: a number of images, or 0 for none"),
+        (["--microbatch", -1], dict(count=2), "--microbatch -1: a number of images below 2^53, or 0 for none"),
+        (["--microbatch", 2**53], dict(count=2), "--microbatch 9007199254740992: a number of images below 2^53"),
         (
             ["--gpus", "cpu,cpu"],
             dict(count=2),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from alexnet_mp.kernels import linear_op
+from fake_device import FakeGraphs
 from inner_cases import every
 from tiny_run import LAST, assert_same_end, lines, make_quick, newest, resume, run, signalled_after
 
@@ -37,7 +38,8 @@ from alexnet_mp.profiling.table import table
 from alexnet_mp.recipes.architectures import paper
 from alexnet_mp.system import durable_files
 from alexnet_mp.system.errors import UserError
-from alexnet_mp.training import profiler
+from alexnet_mp.training import graphed_step, profiler
+from alexnet_mp.training.graphed_step import GraphedStep
 from alexnet_mp.training.step import TrainingStep
 from alexnet_mp.training.trainer import Trainer
 
@@ -171,8 +173,14 @@ def test_ctrl_c_while_it_records_saves_and_writes_what_there_is(data, tmp_path, 
     assert_same_end(resume(data, out), runs[0])
 
 
-def test_nothing_of_it_stays(data, tmp_path, monkeypatch):
-    """Hooks, the plain step, and the ranges of steps after the recorded ones."""
+@every("has_graphs", [False, True])
+def test_nothing_of_it_stays(has_graphs, data, tmp_path, monkeypatch, capsys):
+    """Hooks, the plain step, and the ranges of steps after the recorded ones. A run with graphs has them afterwards;
+    that they were not recorded is said."""
+    if has_graphs:
+        monkeypatch.setattr(
+            graphed_step, "graphed", lambda step, choice: GraphedStep(step, FakeGraphs(step.network, step.optimizer))
+        )
     trainers, init = [], Trainer.__init__
     monkeypatch.setattr(
         Trainer,
@@ -181,9 +189,12 @@ def test_nothing_of_it_stays(data, tmp_path, monkeypatch):
     )
     steps = []
     signalled_after(monkeypatch, Trainer, "one_step", 4, then=lambda: steps.append(trainers[0].training_step))
-    run(data, tmp_path / "run", "--profile", 1)
+    out = run(data, tmp_path / "run", "--profile", 1)
     (trainer,) = trainers
-    assert isinstance(steps[0], profiler._RangedStep) and type(trainer.training_step) is TrainingStep
+    assert isinstance(steps[0], profiler._RangedStep)
+    assert type(trainer.training_step) is (GraphedStep if has_graphs else TrainingStep)
+    assert profile_of(out)["run_has_graphs"] == has_graphs
+    assert ("launched kernel by kernel, since a replay of a CUDA graph" in capsys.readouterr().out) == has_graphs
     assert not trainer.profiler.recording and not trainer.profiler.ranges
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainer.network.modules())
 

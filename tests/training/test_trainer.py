@@ -264,17 +264,17 @@ def test_a_run_goes_on_from_the_last_good_checkpoint(data, tmp_path, monkeypatch
 
 
 def test_a_frozen_layer_that_is_not_finite_is_never_saved(data, tmp_path, monkeypatch):
-    """Nothing trains it, so nothing watches it; but the checkpoint looks."""
+    """Nothing trains it, so nothing watches it; but the checkpoint looks: while the run goes on, and at its end."""
     flags = ["--set", 'dates=[{"epoch": 1, "layers": ["fc6"], "weights": 0, "biases": 0}]']
     out = run(data, tmp_path / "run", *flags, "--steps", 4)
     before = newest(out)
     add_to_step(monkeypatch, 5, spoil("fc6.bias", 1, -math.inf))
-    with pytest.raises(ValueError, match="fc6.bias has values that are not finite"):
-        resume(data, out, *flags)
-    assert (
-        newest(out) == before
-        and [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith(".")] == []
-    )
+    for more in (["--checkpoint-every", 1], ["--steps", 5]):
+        words = "fc6.bias has values that are not finite after step [56]; nothing of that is saved; the newest "
+        with pytest.raises(UserError, match=f"^weights.safetensors: {words}checkpoint is {before}$"):
+            resume(data, out, *flags, *more)
+        assert newest(out) == before
+        assert [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith(".")] == []
 
 
 def test_large_but_finite_weights_are_no_error(data, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def test_two_processes_make_the_run_of_one_and_either_goes_on(data, tmp_path, wh
     assert_near(out, whole)
     assert "devices: 2 workers on cpu, each with every convolution and a slice of the units" in output
     assert "graphs: off (fully connected layers that are updated within the step)" in output
-    assert "MB a step cross between the workers, at labels, fc6, fc8, loss, convolutions" in output
+    assert "MB a step cross between the workers, at labels, fc6, fc8, loss, convolutions; the last bits" in output
     sizes = [line["bytes_exchanged"] for line in lines(out) if line["kind"] == "train"]
     assert all(line["bytes_exchanged"] == 0 for line in lines(whole) if line["kind"] == "train")
     # An image: a label; 4 maps of 1x1 or 8 units, there and back; 3 sums. Once: the convolutions' gradients.

@@ -7,7 +7,8 @@ python -m gpu_check.facts roof FILE           what a copy and products reach on 
 python -m gpu_check.facts resources FILE      registers, stack, shared memory, instructions of the CUDA kernels
 python -m gpu_check.facts train RUN FOLDER ...  a training run with these arguments, its metrics into FOLDER; it
                                               fails where nothing was learned, and with --profile where
-                                              milliseconds of a device are missing
+                                              milliseconds of a device are missing; with --towers apart
+                                              torchrun starts it, in two processes
 """
 
 import argparse
@@ -167,7 +168,9 @@ def _cuobjdump(*arguments):
 
 def train(run, folder, arguments):
     signal.signal(signal.SIGINT, lambda *_: None)  # the run gets it too; it finishes its step, and saves
-    code = subprocess.run([sys.executable, "-m", "alexnet_mp.train", "--out", run, *arguments]).returncode
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    program = (*(torchrun if "--towers" in arguments else ()), "alexnet_mp.train")
+    code = subprocess.run([sys.executable, "-m", *program, "--out", run, *arguments]).returncode
     for name in ("metrics.jsonl", "run.json", "profile.json"):
         if (Path(run) / name).exists():
             shutil.copy(Path(run) / name, folder)

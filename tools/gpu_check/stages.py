@@ -19,6 +19,7 @@ LONG_FILES = {
     "test_device_checks": (120, 420),
     "test_graphed_step": (60, 240),
     "test_graphed_runs": (60, 240),
+    "test_torchrun_gpu": (120, 420),
 }
 
 
@@ -96,6 +97,16 @@ def table():
         ),
         train("train-cpu-and-gpu", "two devices on a machine with one GPU", "cpu,0", seconds=120),
         train("train-two-devices", "what the project is for", "0,1", "--graphs", "on", seconds=75, needs=("gpus:2",)),
+        train(
+            "train-two-processes",
+            "the same by torchrun: a process a tower, and NCCL between them",
+            "0,1",
+            "--graphs",
+            "on",
+            seconds=90,
+            needs=("gpus:2",),
+            apart=True,
+        ),
         speed(
             "step-bf16-b128",
             "the first figure that anybody asks for; torch.compile's max-autotune takes minutes",
@@ -157,8 +168,39 @@ def table():
             "test_speed_step and fp32-b128 and not compile",
             guess=(60, 300),
         ),
-        speed("sgd", "the update", "test_sgd and cuda", guess=(30, 300)),
-        speed("exchange", "the four layers that read both towers", "test_exchange and gpu", guess=(40, 300)),
+        speed("sgd", "the update, alone and as bf16 training calls it", "test_sgd and cuda", guess=(45, 300)),
+        speed("augmentation", "the raw pipeline's part on the GPU", "test_augmentation and cuda", guess=(90, 300)),
+        speed("relu-dropout", "what follows fc6 and fc7", "test_relu_dropout and cuda", guess=(90, 300)),
+        speed(
+            "exchange-one-gpu", "the four layers that read both towers", "test_exchange and [one-gpu", guess=(40, 300)
+        ),
+        speed(
+            "exchange-two-gpus",
+            "the same, with copies between the devices",
+            "test_exchange and [two-gpu",
+            guess=(40, 300),
+            needs=("gpus:2",),
+        ),
+        speed(
+            "towers-one-gpu",
+            "the paper's network beside its one-GPU network (3.2), with CUDA graphs and without",
+            "test_step_of_towers and [one-gpu",
+            guess=(60, 300),
+        ),
+        speed(
+            "towers-two-gpus",
+            "the same with a tower a GPU, which the sentence is about, and with a process a tower",
+            "test_step_of_towers and [two-gpu",
+            guess=(120, 400),
+            needs=("gpus:2",),
+        ),
+        speed(
+            "scaling",
+            "one process, a process a tower, two pairs of towers",
+            "test_scaling and [two-gpu",
+            guess=(120, 400),
+            needs=("gpus:2",),
+        ),
         speed("checkpoint", "what a snapshot costs a step", "test_speed_checkpoint", guess=(60, 300)),
         *(
             speed(
@@ -228,9 +270,13 @@ def maps(*words):
     return " and ".join(("test_lrn_pool", "cuda", "channels_last", *words))
 
 
-def train(name, why, gpus, *arguments, seconds, needs=()):
-    """The small network on the embedded pictures, to the end, from its newest checkpoint. It has to learn them."""
-    run = facts("train", "{scratch}/run", "{out}", "--recipe", "mini", "--data", "builtin", "--resume", "auto")
+def train(name, why, gpus, *arguments, seconds, needs=(), apart=False):
+    """The small network on the embedded pictures, to the end, from its newest checkpoint. It has to learn them.
+
+    apart: a process a tower, by torchrun.
+    """
+    towers = ("--towers", "apart") if apart else ()
+    run = facts("train", "{scratch}/run", "{out}", "--recipe", "mini", "--data", "builtin", "--resume", "auto", *towers)
     return Stage(
         name,
         why,
