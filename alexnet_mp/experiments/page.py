@@ -28,19 +28,29 @@ BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 ANEW = "python -m alexnet_mp.claims table --write writes it anew"
 # README's rows, in the paper's order: what sections 3 and 4 say lowers the error or speeds up training, the results of
 # section 6, figure 3, and what 7 says of depth. Any other claim is in docs/claims.md alone.
-MAIN = (
+MAIN = (  # of README's table, in the paper's order
     "cifar-relu",
     "one-gpu",
+    "links",
     "lrn",
+    "cifar-lrn",
     "pooling",
+    "order",
+    "curve",
     "crops-flips",
+    "augmentation",
     "colour",
     "views",
     "dropout",
+    "weight-decay",
+    "init",
+    "biases",
     "headline-2010",
     "headline-2012",
     "ensemble5",
+    "sixth-conv",
     "pretraining",
+    "ensemble7",
     "specialisation",
     "depth",
 )
@@ -56,7 +66,7 @@ _HEAD = _row("claim", "paper", "here", "n", "verdict"), _row("---", "---", "---"
 def contents(folder: str | Path, readme: str | Path, page: str | Path) -> tuple[str, str, list[overview.Row]]:
     """What the records in `folder` say: (README's part, that of the page of details, the rows of the picture).
 
-    README has the picture and a table of the main claims; the page the picture, a table of all, then each by itself.
+    README has the picture and a table of MAIN; the page the picture, a table of all, then each by itself.
     """
     records = read_records(folder)
     judgements = verdicts(records, folder)
