@@ -161,7 +161,8 @@ def search(kind: Kind, arm: Arm, options: Namespace) -> tuple[float | None, floa
     """(the factor to be tried next, None, None), or (None, the best factor, what was measured at each) once that is
     known.
 
-    Best: the fewest epochs to the level, else the least training error. The grid is widened until the best is inside
+    Best: the fewest epochs to the level, else the least training error; of equals the least loss, since all networks at
+    chance err alike. The grid is widened until the best is inside
     it, or the end of `FACTORS` is reached. The runs have a seed of their own, and are those that records have or that
     are there: nothing is trained."""
     recorded_entries = {
@@ -184,11 +185,11 @@ def search(kind: Kind, arm: Arm, options: Namespace) -> tuple[float | None, floa
                 "factor": factor,
             }
         scores = [
-            (entry["epochs_to_level"] or math.inf, entry["train"]["top1_error"], factor)
+            (entry["epochs_to_level"] or math.inf, entry["train"]["top1_error"], entry["train"]["loss"], factor)
             for factor, entry in entries.items()
             if "diverged" not in entry
         ]
-        best = min(scores)[2] if scores else None
+        best = min(scores)[-1] if scores else None
         below, above = FACTORS[: FACTORS.index(grid[0])][-1:], FACTORS[FACTORS.index(grid[-1]) + 1 :][:1]
         if below and best in (None, grid[0]):
             grid = [*below, *grid]

@@ -233,7 +233,7 @@ def describe(recipe: Recipe, width: int = 100) -> str:
 def summary(recipe: Recipe) -> str:
     """The resolved recipe in two lines, for the start of a run."""
     maps = ", ".join(f"{layer.name} {layer.maps or 'one a class'}" for layer in recipe.layers)
-    dates = dict.fromkeys(str(date.epoch) for date in recipe.dates)
+    dates = dict.fromkeys(str(date.epoch) for date in recipe.dates if date.epoch <= recipe.epochs)
     falls = (
         f"plateaus lower it {recipe.plateau_drops} times at most"
         if recipe.schedule == "plateau"

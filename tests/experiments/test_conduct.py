@@ -284,8 +284,8 @@ def search_where(monkeypatch, outcome):
     return answer
 
 
-def at_epochs(epochs, error=20.0):
-    return {"epochs_to_level": epochs, "train": {"top1_error": error}}
+def at_epochs(epochs, error=20.0, loss=1.0):
+    return {"epochs_to_level": epochs, "train": {"top1_error": error, "loss": loss}}
 
 
 def test_the_grid_is_widened_until_the_best_is_inside(monkeypatch):
@@ -295,6 +295,8 @@ def test_the_grid_is_widened_until_the_best_is_inside(monkeypatch):
     assert best == 1.0 and [entry["factor"] for entry in entries] == [0.3, 1.0, 3.0, 10.0]
     _, best, entries = search_where(monkeypatch, lambda factor: at_epochs(None, 50 - factor))
     assert best == 100.0 and [entry["factor"] for entry in entries] == [1.0, 3.0, 10.0, 30.0, 100.0]
+    _, best, entries = search_where(monkeypatch, lambda factor: at_epochs(None, 90.0, 2.3 - factor / 1000))  # at chance
+    assert best == 100.0
     divergence = {"epochs_to_level": None, "diverged": 3}
     _, best, entries = search_where(monkeypatch, lambda factor: dict(divergence) if factor > 0.05 else at_epochs(5.0))
     assert best == entries[0]["factor"] == 0.01  # no faster than 0.03, and the smaller

@@ -1,5 +1,7 @@
 """What a run says before it begins: lines that fit what was typed, and no more of them than a person reads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from inner_cases import every
@@ -76,3 +78,4 @@ def test_a_summary_is_two_lines():
         "12 epochs at most in batches of 128, learning rate 0.01, dated changes at epoch 11; seed 0; "
         "run.json has every other number",
     ]
+    assert "learning rate 0.01, which stays; seed 0;" in summary(replace(mini(), epochs=10))
