@@ -136,7 +136,7 @@ def _refuse(options):
     claims = chosen(options.claim)
     if not claims:
         raise UserError(
-            f"no claim is called {options.claim}; they are {', '.join(claim.id for claim in CLAIMS)}, all and study"
+            f"no claim is called {options.claim}; they are {', '.join(claim.id for claim in CLAIMS)}; all; study"
         )
     if options.larger and not any(arm.larger for claim in claims for arm in claim.arms):
         raise UserError(f"--larger {options.larger}: {options.claim} trains nothing on another set")

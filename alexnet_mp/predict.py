@@ -25,6 +25,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from .command_options import add_run_options, compute_as_in_training
 from .data import synsets
@@ -71,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answers.append({"file": path, "error": str(picture)})
             continue
         if options.page is not None:
-            with lines_on_stderr():
+            with (
+                lines_on_stderr() if options.json or options.csv == STDIN else nullcontext()
+            ):  # nothing but the document
                 _write_page(options, network, training, path, picture, words)
         top = [
             {"class": training.classes[label], "name": words[label], "label": label, "probability": probability}

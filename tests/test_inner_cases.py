@@ -83,4 +83,4 @@ def test_a_loop_over_nothing_is_refused():
 
 
 def test_the_suite_has_few_cases(pytestconfig):
-    assert pytestconfig.collected_cases < 3000, "cheap rows belong into `every`"
+    assert pytestconfig.collected_cases < 3000, "cheap rows belong in `every`"

@@ -150,7 +150,10 @@ def main() -> None:
         parser.error(f"--pairs {max(counts)}: a minibatch of {batch} images has one for {batch} pairs at most")
     milliseconds, source = options.step, "--step"
     if milliseconds is None:
-        milliseconds, source = roofline.step(recipe, batch, "fp32")["step"] / recipe.towers, "the roofline's limit"
+        milliseconds, source = (
+            roofline.step(recipe, batch, "fp32")["step"] / recipe.towers,
+            "the roofline's limit, with TF32",
+        )
     print(*table(recipe, batch, counts), "", sep="\n")
     print(f"The last count that pays, if one pair computes for {milliseconds:.3g} ms a step ({source}):\n")
     print(*last_counts(recipe, batch, counts, milliseconds), sep="\n")

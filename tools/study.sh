@@ -22,7 +22,7 @@ repository=$(cd "$(dirname "$0")/.." && pwd)
 refuse() { echo "study: $*" >&2; exit 2; }
 if [ "$action" = run ]; then  # what is wrong is told before anything is made
     [ $# -ge 3 ] || usage
-    for part in train val; do [ -d "$3/$part" ] || refuse "$3: Tiny ImageNet's pictures are not there, it has no folder $part"; done
+    for part in train val; do [ -d "$3/$part" ] || [ -e "$2/tiny100-raw/index.json" ] || refuse "$3: Tiny ImageNet's pictures are not there, it has no folder $part"; done
     [ -z "${4:-}" ] || [ -d "$4" ] || refuse "$4: no such directory, so no CIFAR-10"
     [[ ${LANES:=1} =~ ^[1-9][0-9]?$ ]] || refuse "LANES=$LANES: how many claims at once, as in LANES=2"
     mkdir -p "$2"
@@ -107,7 +107,7 @@ run)
     flock --nonblock 9 || { echo "study: the queue runs already in $work" >&2; exit 1; }
     # Linux weighs sessions against each other (autogroup), and nice values only within one: this session gets the lowest weight.
     { echo 19 > /proc/self/autogroup; } 2> /dev/null || true
-    tiny100=$(cd "$3" && pwd) cifar=${4:+$(cd "$4" && pwd)}
+    tiny100=$(realpath -m "$3") cifar=${4:+$(realpath -m "$4")}
     echo $$ > "$work/group"
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
     # A set's fingerprint holds what LAPACK found on a processor, at the study's commit: every machine that has these instructions takes them.

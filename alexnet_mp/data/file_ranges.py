@@ -59,7 +59,7 @@ class Descriptor:
 
 
 def most_open(limit: int) -> int:
-    """How many files a process that may have `limit` open keeps so: half of them, and at most 2,048, of which
+    """How many files a process that may have `limit` open keeps open: half of them, and at most 2,048, of which
     ImageNet's 1,300 shards in random order need most; a source may have 20,000 archives."""
     return 2048 if limit == resource.RLIM_INFINITY else min(2048, limit // 2)
 

@@ -47,7 +47,7 @@ class Ensemble(Kind):
         return [*fives, *(run for runs in twos for run in runs)], [*fives, *(runs[-1] for runs in twos)]
 
     def turn_of(self, seed: int) -> int:
-        return seed // MEMBERS
+        return max(1, seed // MEMBERS) if seed else 0  # no network of the ensemble that is repeated
 
     def findings(self, record: dict, arms: Sequence[str]) -> list[str | None]:
         """An average of five against its members' mean; one of seven against one of its first five."""

@@ -157,7 +157,7 @@ def repetition(claim: Claim, record: dict, records: Sequence[dict]) -> list[str]
     """What a record with other seeds, or of other pictures, says of the claim's earlier one; [] where there is none."""
     earlier = (
         (foretold(claim, record, records), "the earlier seeds foretold"),
-        (foretold_elsewhere(claim, record, records), "the record of other pictures foretold another seed's"),
+        (foretold_elsewhere(claim, record, records), "the record of other pictures has those of a new seed"),
     )
     return [f"{counts[0]} of {counts[1]} differences lie where {what}, at 95 %" for counts, what in earlier if counts]
 

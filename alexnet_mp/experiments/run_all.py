@@ -109,9 +109,11 @@ def _wanted_seeds(claim, options):
 
 def _warn_of_few(claims, options):
     """Say which claims so few seeds give no verdict on."""
-    few = [claim for claim in claims if _wanted_seeds(claim, options) < fewest_seeds(claim)]
+    as_planned = options.base == "desk" and not (options.set or options.epochs or options.steps or options.first_seed)
+    fewest = {claim: fewest_seeds(claim) and (SEEDS if as_planned else fewest_seeds(claim)) for claim in claims}
+    few = [claim for claim in claims if _wanted_seeds(claim, options) < fewest[claim]]
     if few:
-        names, most = ", ".join(claim.id for claim in few), max(map(fewest_seeds, few))
+        names, most = ", ".join(claim.id for claim in few), max(fewest[claim] for claim in few)
         say(f"too few seeds for a verdict, which takes --seeds {most}: {names}")
 
 

@@ -58,12 +58,15 @@ class Forecast:
 
     def calibrate(self, run: Run) -> None:
         """Let a few steps tell the pace of a preset of which no run is known."""
-        say(f"-- {CALIBRATION_STEPS} steps of {run.preset}, to see how fast this machine is")
+        say(
+            f"-- {CALIBRATION_STEPS} steps of {run.preset}, after a look at all pictures that are new, "
+            "to see how fast this machine is"
+        )
         name = f"calibration{os.getpid()}"  # another command may measure beside this one
         trial = make_run(run.kind, name, run.preset, run.recipe, run.data, self.options, steps=CALIBRATION_STEPS)
         _forget(trial)  # of a process that had this number and was killed
         try:
-            with silence():  # of a run that nobody can go on with
+            with silence():  # its lines would say how to go on with it
                 train_run(trial, self.options)
             if status(trial) == "diverged":
                 raise UserError(
@@ -118,7 +121,9 @@ def needed(claim: Claim, options: Namespace, seeds: int) -> tuple[list[Run], set
     for arm in claim.arms if claim.kind.searches_rates else ():
         next_factor, rate, _ = search(claim.kind, arm, options)
         searches = [search_run(claim.kind, arm, factor, options) for factor in GRID]
-        runs += [run for run in searches if next_factor is not None or status(run) != "new"]  # else records have them
+        if next_factor is None:  # what isn't there any more, records have
+            searches = [run for run in searches if status(run) in ("done", "diverged")]
+        runs += searches
         rates[arm.name] = rate or 1.0
     for turn in planned_turns(claim, options, seeds, rates):
         runs += turn.runs

@@ -23,12 +23,12 @@ from . import shapes
 
 # An unknown field, or True for a number, is an error, also in a layer of a recipe that `replace` makes.
 _STRICT = ConfigDict(extra="forbid", strict=True, revalidate_instances="always")
-# Integers that every reader of JSON holds exactly, as checkpoints ask; numbers that float32, in which kernels compute,
-# holds as well.
-LARGEST, LEAST = 3e38, 1.2e-38  # float32 has a little more, and below the second denormal numbers alone
+# Integers that every reader of JSON holds exactly, as checkpoints ask. Numbers that float32 holds with all its digits,
+# since kernels compute in it.
+LARGEST, LEAST = 3e38, 1.2e-38
 Count = Annotated[int, Field(ge=1, lt=2**53)]
 NotNegativeCount = Annotated[int, Field(ge=0, lt=2**53)]
-Window = Annotated[int, Field(ge=1, lt=2**10)]  # `reference.py` has as many zeros around its maps
+Window = Annotated[int, Field(ge=1, lt=2**10)]  # `reference.py` pads maps by it, so memory grows with it
 Finite = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=LEAST, le=LARGEST, allow_inf_nan=False)]

@@ -26,7 +26,7 @@ def use(precision: str, devices: Iterable[torch.device]) -> torch.dtype:
     """Make this process compute so. Returns the dtype of images. Raises UserError where a device can't."""
     gpus = [device for device in devices if device.type == "cuda"]
     if precision == "tf32" and not gpus:
-        raise UserError("--precision tf32: only CUDA devices have it; fp32 is what a CPU computes in")
+        raise UserError("precision tf32: only CUDA devices have it; --precision fp32 is what a CPU computes in")
     for device in gpus if precision != "fp32" else ():
         if torch.cuda.get_device_capability(device) < AMPERE:
             raise UserError(

@@ -186,35 +186,38 @@ def update(
 
     dtype: of the gradients, and of the copies that a layer keeps of its weights, unless it is float32."""
     (device,) = devices
-    lists = [[_samples(shape, seed + 10 * number, device) for number, shape in enumerate(shapes)] for seed in (1, 2, 3)]
+    weights, gradients, velocities = (
+        [_samples(shape, seed + 10 * number, device) for number, shape in enumerate(shapes)] for seed in (1, 2, 3)
+    )
     rates = [0.0 if number == 1 else 0.01 for number in range(len(shapes))]
     decays = [5e-4 if number % 2 == 0 else 0.0 for number in range(len(shapes))]
     rule = dict(learning_rates=rates, momentum=momentum, weight_decays=decays)
     results = []
     for choice, wide in ((kernels, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
-        w, v = ([_like_parameter(tensor.float()).to(wide) for tensor in tensors] for tensors in (lists[0], lists[2]))
-        g = [_like_parameter(tensor.to(dtype)).to(wide if wide == torch.float64 else dtype) for tensor in lists[1]]
+        w, v = ([_like_parameter(tensor.float()).to(wide) for tensor in tensors] for tensors in (weights, velocities))
+        g = [_like_parameter(tensor.to(dtype)).to(wide if wide == torch.float64 else dtype) for tensor in gradients]
         copies = [] if dtype == torch.float32 else [torch.zeros_like(tensor, dtype=dtype) for tensor in w]
         sums = torch.zeros(len(w), device=device)
         for _ in range(2):
             paper_sgd_(w, g, v, copies=copies, sums=sums, kernels=choice, **rule)
         results.append((w, v, copies, sums, g))
-    ours, torchs, exact = results
-    for what, *lists in zip(("weights", "velocity"), *results):
-        for tensors in zip(*lists, strict=True):
-            compare(what, *tensors, rounding(tensors[2]))
-    noted = [w if rate else torch.zeros_like(w) for w, rate in zip(exact[0], rates)]
-    for tensors in zip(ours[2], torchs[2], noted):
-        compare("copies of the weights", *tensors, rounding(tensors[2]))
-    for number, w in enumerate(noted):  # in whatever order they are added
-        sums = ours[3][number], torchs[3][number], w.sum()
-        compare("sums of the weights", *sums, rounding(w.abs().sum()))
-    w, v, copies, sums, g = ours
-    for gradient in g:
-        gradient[(-1,) * gradient.dim()] = math.nan
-    paper_sgd_(w, g, v, copies=copies, sums=sums, kernels=kernels, **rule)
-    if sums[[rate > 0 for rate in rates]].isfinite().any():
-        raise Wrong("differs from the reference in the sums of the weights: finite where one is NaN")
+    (w, v, copies, sums, g), (torchs_w, torchs_v, torchs_copies, torchs_sums, _), (exact_w, exact_v, *_) = results
+    updated = [tensor if rate else torch.zeros_like(tensor) for tensor, rate in zip(exact_w, rates)]
+    for what, *lists in (
+        ("weights", w, torchs_w, exact_w),
+        ("velocity", v, torchs_v, exact_v),
+        ("copies of the weights", copies, torchs_copies, updated[: len(copies)]),
+    ):
+        for ours, torchs, exact in zip(*lists, strict=True):
+            compare(what, ours, torchs, exact, rounding(exact))
+    for ours, torchs, exact in zip(sums, torchs_sums, updated, strict=True):  # in whatever order they are added
+        compare("sums of the weights", ours, torchs, exact.sum(), rounding(exact.abs().sum()))
+    for value in (math.inf, math.nan):
+        for gradient in g:
+            gradient[(-1,) * gradient.dim()] = value
+        paper_sgd_(w, g, v, copies=copies, sums=sums, kernels=kernels, **rule)
+        if sums[[rate > 0 for rate in rates]].isfinite().any():
+            raise Wrong(f"differs from the reference in the sums of the weights: finite where a gradient is {value}")
     synchronize(devices)
 
 
@@ -223,14 +226,15 @@ def _like_parameter(tensor):
     return tensor.clone(memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format)
 
 
-def credit(devices: Sequence[torch.device], classes: int, dtype: torch.dtype, kernels: str) -> None:
-    """Which answers are right, of scores of so many classes: all different, many alike, some NaN. devices: one."""
+def credit(devices: Sequence[torch.device], classes: int, kernels: str) -> None:
+    """Which answers are right, of scores of so many classes, as logits in float32: all different, many alike, some NaN;
+    labels of the first seven ranks. devices: one."""
     (device,) = devices
-    scores = _samples((3 * IMAGES, classes), 1, device)
+    scores, rows = _samples((3 * IMAGES, classes), 1, device).float(), torch.arange(3 * IMAGES, device=device)
     scores[IMAGES : 2 * IMAGES] = scores[IMAGES : 2 * IMAGES].round()
     scores[2 * IMAGES :, ::IMAGES] = math.nan
-    scores, labels = scores.to(dtype), torch.arange(len(scores), device=device) % classes
-    for images in (slice(None), *(slice(number, number + 1) for number in range(len(scores)))):
+    labels = scores.nan_to_num(-9).argsort(1, descending=True)[rows, 2 * rows % min(7, classes)]
+    for images in (rows, *rows.split(1)):
         ours, torchs = (topk_credit(scores[images], labels[images], choice) for choice in (kernels, "reference"))
         compare("answers that are right", ours, torchs, torchs, EPS)
     synchronize(devices)

@@ -126,7 +126,7 @@ def crossings(setup: Asked) -> list[Check]:
             f"the exchange for {', '.join(names)} between {where}",
             setup.devices,
             device_checks.crossing,
-            ((CROSSING_IMAGES, *shape), setup.dtype, setup.overlap),
+            ((CROSSING_IMAGES, *shape), setup.dtype, setup.overlap is not False),
         )
         for shape, names in readers.items()
     ]
@@ -161,7 +161,7 @@ def _kernels(setup, device, sizes):
     arguments = parameters, recipe.momentum, setup.dtype, setup.kernels
     checklist += _checks_of("kernel", "paper_sgd_", target, device_checks.update, arguments)
     if device.type == "cuda":  # on a CPU PyTorch computes it
-        arguments = setup.classes, setup.dtype, setup.kernels
+        arguments = setup.classes, setup.kernels
         checklist += _checks_of("kernel", "topk_credit", target, device_checks.credit, arguments)
     return checklist
 

@@ -85,7 +85,7 @@ class Options:
 class Plan:
     """What follows from the options before any image is read."""
 
-    options: Options  # with those of `_as_it_was`, and a precision
+    options: Options  # complete: what wasn't typed is the checkpoint's, or the default
     recipe: Recipe
     devices: list[torch.device]  # of each tower
     dtype: torch.dtype  # of the images
@@ -116,6 +116,7 @@ def resolve(options: Options, resources: ExitStack, ranks: Ranks = ALONE) -> Pla
         resources.callback(lock.release)
     ranks.meet()  # the disk that it was read from may be slow, here and below
     point, in_place = ranks.first((point, lock is not None))
+    typed_overlap = options.overlap
     if point:
         options = _as_it_was(options, point)
     options = replace(options, precision=options.precision or "fp32")
@@ -125,6 +126,8 @@ def resolve(options: Options, resources: ExitStack, ranks: Ranks = ALONE) -> Pla
     dtype = precision.use(options.precision, devices)
     pieces = Pieces(ranks.pair, ranks.pairs, options.microbatch or None)
     _refuse_pieces(pieces, recipe, options)
+    if typed_overlap is None and options.overlap == "off" and (len(set(devices)) == 2 or ranks.apart):
+        say("overlap stays off, as the run had it: no CUDA graphs; --overlap on changes that, and the last bits")
     reason = _why_no_graphs(ranks, pieces, recipe)
     _, graphs = graphed_step.resolve(options.graphs, devices, overlap, reason, ranks.apart)
     weights = read_weights(options.init) if options.init is not None and ranks.writes else None

@@ -252,7 +252,7 @@ def test_what_a_claim_changes_wins_over_a_setting():
             ["feeding"],
             "feeding has no run of its own; its figure comes from: python benchmarks/record.py --name pipeline",
         ),
-        (["lrm"], "no claim is called lrm; they are specialisation, views, .*, all and study"),
+        (["lrm"], "no claim is called lrm; they are specialisation, views, .*, owt; all; study"),
         (["lrn", "--seeds", "0"], "--seeds 0: it must be at least 1"),
         (["lrn", "--seeds", "21"], "--seeds 21: 20 at most"),
         (["lrn", "--epochs", "-1"], "--epochs -1"),

@@ -236,7 +236,7 @@ def test_other_pictures_are_held_against_the_older_record_of_as_many():
     older = of("lrn", 1.5)
     newer = of("lrn", 1.5, shift_of_seed=lambda seed: 9.0 if seed < 2 else 0.0) | {"date": "2026-12-02T10:00:00+00:00"}
     newer["data"] = [dict(older["data"][0], fingerprint="g")]
-    sentence = "4 of 6 differences lie where the record of other pictures foretold another seed's, at 95 %"
+    sentence = "4 of 6 differences lie where the record of other pictures has those of a new seed, at 95 %"
     assert page.repetition(BY_ID["lrn"], newer, [newer, older]) == [sentence]
     assert page.repetition(BY_ID["lrn"], older, [newer, older]) == []
     fewer = dict(older["data"][0], images={"train": 90, "val": 39})

@@ -334,6 +334,8 @@ def test_thousands_of_archives_do_not_use_up_the_descriptors(tmp_path, monkeypat
         2048,
         2048,
     ]
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert file_ranges._opened.cache_info().maxsize == file_ranges.most_open(limit)
     monkeypatch.setattr(file_ranges, "_opened", functools.lru_cache(64)(file_ranges._opened.__wrapped__))
     before = len(os.listdir("/proc/self/fd"))
     for number in range(200):

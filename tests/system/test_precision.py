@@ -115,7 +115,7 @@ def test_an_older_gpu_is_refused(choice, monkeypatch):
 
 
 def test_tf32_without_a_gpu_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--precision tf32: only CUDA devices have it"):
+    with pytest.raises(UserError, match="precision tf32: only CUDA devices have it; --precision fp32"):
         train.main(["--gpus", "cpu", "--precision", "tf32", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 

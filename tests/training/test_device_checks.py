@@ -1,6 +1,7 @@
 """What the self-check calls: all is right here, and each planted fault is seen."""
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -168,7 +169,15 @@ def test_what_an_update_writes_beside_the_weights_is_seen(dtype, monkeypatch):
         real(number, w, copies)
         sums[number] = w.nansum()
 
-    faults = {sums_are_not_written: "sums of the weights: off by", nan_counts_as_zero: "finite where one is NaN"}
+    def infinity_counts_as_zero(number, w, copies, sums):
+        real(number, w, copies)
+        sums[number] = w.nan_to_num(math.nan, 0, 0).sum()
+
+    faults = {
+        sums_are_not_written: "sums of the weights: off by",
+        nan_counts_as_zero: "finite where a gradient is nan",
+        infinity_counts_as_zero: "finite where a gradient is inf",
+    }
     if dtype != torch.float32:
         faults[copies_are_old] = "copies of the weights: off by"
     for fault, words in faults.items():
@@ -177,18 +186,22 @@ def test_what_an_update_writes_beside_the_weights_is_seen(dtype, monkeypatch):
             check.function(check.devices, *check.arguments)
 
 
-def test_credit_that_is_wrong_is_seen(monkeypatch):
-    device_checks.credit((CPU,), 10, torch.bfloat16, "auto")
+@every("classes", [10, 1000])
+def test_credit_that_is_wrong_is_seen(classes, monkeypatch):
+    device_checks.credit((CPU,), classes, "auto")
     real = device_checks.topk_credit
 
-    def equals_count_as_right(scores, labels, kernels):
-        if kernels == "reference":
-            return real(scores, labels)
+    def equals_count_as_right(scores, labels):
         return real(scores + 1e-6 * torch.nn.functional.one_hot(labels, scores.shape[1]), labels)
 
-    monkeypatch.setattr(device_checks, "topk_credit", equals_count_as_right)
-    with pytest.raises(Wrong, match="in the answers that are right: off by"):
-        device_checks.credit((CPU,), 10, torch.float32, "auto")
+    def nothing_is_right(scores, labels):
+        return torch.zeros(2, dtype=torch.float64)
+
+    for fault in (equals_count_as_right, nothing_is_right):
+        choices = {"auto": fault, "reference": real}
+        monkeypatch.setattr(device_checks, "topk_credit", lambda *batch: choices[batch[2]](*batch[:2]))
+        with pytest.raises(Wrong, match="in the answers that are right: off by"):
+            device_checks.credit((CPU,), classes, "auto")
 
 
 def test_on_a_gpu_credit_is_checked_and_can_be_left_out(with_gpu_kernels):
@@ -228,7 +241,7 @@ def test_crossings_are_right(dtype, overlap):
     """Those that the run will make: what doesn't overlap waits for the whole."""
     checks = checks_of("crossing", devices=(CPU, OTHER), dtype=dtype, overlap=overlap)
     run(checks)
-    assert all(check.arguments[-1] is overlap for check in checks)
+    assert all(check.arguments[-1] is (overlap is None) for check in checks)
     assert [check.what for check in checks] == [
         f"the exchange for {layers} between cpu and cpu:0" for layers in ("conv3", "fc6", "fc7, fc8")
     ]
