@@ -52,7 +52,10 @@ def test_a_run_goes_on_in_either_arrangement(towers, data, tmp_path, without_byt
     assert_same_end(tmp_path / "run", whole)
 
 
-def test_another_way_of_overlap_is_said(data, tmp_path, whole):
+def test_the_way_of_overlap_is_said(data, tmp_path, whole):
+    """The one that a run keeps, and another."""
+    _, output = apart.run_apart(data, tmp_path / "kept", "--resume", newest(whole))
+    assert "overlap stays off, as the run had it" in output
     _, output = apart.run_apart(data, tmp_path / "run", "--resume", newest(whole), "--overlap", "on")
     assert "something else computes: overlap: off -> on" in output
 
