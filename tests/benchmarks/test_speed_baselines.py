@@ -24,7 +24,7 @@ import test_speed_relu_dropout as relu_dropout
 import test_speed_sgd as sgd
 import test_speed_step as step
 
-from alexnet_mp import paper
+from alexnet_mp import paper, source2012
 from alexnet_mp.recipes.recipe import change_layers
 
 CPU = torch.device("cpu")
@@ -44,9 +44,6 @@ for path in pathlib.Path(test_speed_pipeline.__file__).parent.glob("test_speed_*
     if (name := path.stem.removeprefix("test_speed_")) != "lrn_pool":
         importlib.import_module(path.stem).measure = instead(name)
 test_speed_pipeline.measure_steps = instead("fed")
-test_speed_pipeline.prepare.main = lambda arguments: 0
-test_speed_pipeline.open_dataset = lambda *arguments: None
-test_speed_pipeline.PICTURES = 0
 """
 CHOSEN = {
     "test_speed_step and fp32-b128 and (towers or eager)": "step eager towers",
@@ -128,7 +125,7 @@ def test_long_groups_are_named_and_a_missing_gpu_is_told_once(asks):
     skips = [line for line in output.splitlines() if line.startswith("SKIPPED") and "only asked" not in line]
     assert len(skips) == 2 and all("needs" in line and "found 0" in line for line in skips), output
     assert max(map(len, skips)) <= 120 and "needs 2 CUDA devices, found 0 (22 cases in one line)" in skips[1]
-    counts = "exchange 24, forked 12, lrn_pool 432, pipeline 7, relu_dropout 5, sgd 10, step 17, towers 10"
+    counts = "exchange 24, forked 12, lrn_pool 432, pipeline 10, relu_dropout 5, sgd 10, step 17, towers 10"
     assert f"for lack of GPUs: augmentation 5, {counts}" in " ".join(output.split())
 
 
@@ -306,9 +303,30 @@ def test_crossings_are_compared_with_one_that_was_not_asked_for(monkeypatch):
     assert list(seconds) == ["overlapped"] and built == ["overlapped", "in-order"]
 
 
-def test_pipelines(monkeypatch):
+@pytest.mark.run
+def test_pipelines(monkeypatch, tmp_path):
+    """Images are counted as they come, here in batches of 2 and 1; the sets that are measured have no short ones."""
     monkeypatch.setattr(pipeline, "available", lambda: False)
     assert pipeline.there(("dali", "raw")) == ["raw"] and pipeline.there(("torch",)) == ["torch"]
+    assert [pipeline.pictures_for(batch) for batch in (1, 100, 128, 512, 1024)] == [512, 500, 512, 1024, 2048]
+    asked, three = [], pipeline.prepared(tmp_path, 3)
+
+    def sets(pictures):
+        return asked.append(pictures) or three
+
+    def recipe():
+        return change_layers(source2012(), "fc6", "fc7", maps=8)
+
+    seconds, figures, _ = pipeline.measure(sets, "cpu", 2, 1, ("dali", "raw"))
+    assert list(seconds) == ["raw"] and asked == [512]
+    assert figures["raw"]["images_per_s"] == pytest.approx(1.5 / seconds["raw"]["batch"][0])
+    updates, step = [], pipeline.PaperSGD.step
+    monkeypatch.setattr(pipeline.PaperSGD, "step", lambda *arguments: updates.append(1) or step(*arguments))
+    seconds, figures, _ = pipeline.measure_steps(sets, "cpu", recipe, "bf16", 2, 1, ("fixed", "raw"))
+    fixed, raw = (2 / seconds["fixed"]["batch"][0], 1.5 / seconds["raw"]["batch"][0])
+    assert figures["fixed"] == {"images_per_s": pytest.approx(fixed), "pct_feeding": 0.0, "graphs": False}
+    assert figures["raw"]["images_per_s"] == pytest.approx(raw) and len(updates) == 8
+    assert figures["raw"]["pct_feeding"] == pytest.approx(100 * (fixed / raw - 1))
 
 
 def test_a_record_names_the_source_where_there_is_no_git(tmp_path):

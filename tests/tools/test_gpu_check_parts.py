@@ -49,7 +49,7 @@ def test_what_is_worth_most_comes_first():
     """The order that was decided on; and nothing is there twice."""
     assert len(TABLE) == len(stages.table())
     names = [name for name in TABLE if "gpus:2" not in TABLE[name].needs]
-    assert names[:13] == [
+    assert names[:14] == [
         "build",
         "kernels-once",
         "graphs",
@@ -63,6 +63,7 @@ def test_what_is_worth_most_comes_first():
         "forked",
         "pipeline-dali",
         "pipeline-raw",
+        "fed-step-bf16-b1024",
     ]
     places = {name: place for place, name in enumerate(TABLE)}
     wide = [places[name] for name in TABLE if name.startswith("tests-") and name != "tests-rest"]
@@ -73,6 +74,10 @@ def test_what_is_worth_most_comes_first():
         assert 100 <= stage.longest_test <= 0.7 * stage.limit or not stage.journal, stage
     for tool in list(TABLE)[-4:]:
         assert "--report-api-errors no" in " ".join(TABLE[tool].command)
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    goals = page.partition("## What a GPU is expected to show\n")[2].partition("\n## ")[0]
+    rows = [line.split("|") for line in goals.splitlines() if line.startswith("| ")]
+    assert len(rows) > 2 and {name for row in rows for name in re.findall("`(.+?)`", row[4])} <= TABLE.keys()
 
 
 def test_every_file_of_tests_is_in_one_stage():

@@ -148,7 +148,20 @@ def table():
         ),
         tests("pipeline-raw", "the pipeline that every machine has", *named("test_pipeline_raw"), guess=(30, 150)),
         speed(
-            "pipeline", "what feeding costs a step", "test_speed_pipeline and cuda", "--rounds", "5", guess=(150, 400)
+            "fed-step-bf16-b1024",
+            "step-bf16-b1024 on real input: images/s with raw and dali",
+            "test_speed_pipeline and bf16-b1024",
+            "--rounds",
+            "5",
+            guess=(120, 400),
+        ),
+        speed(
+            "pipeline",
+            "the pipelines alone, and what feeding costs a step",
+            "test_speed_pipeline and cuda and not bf16",
+            "--rounds",
+            "5",
+            guess=(150, 400),
         ),
         train("profile", "whether each layer's launches are found", "0", "--profile", "3", "--steps", "8", seconds=40),
         *(
