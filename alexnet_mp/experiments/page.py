@@ -216,9 +216,10 @@ def _here(claim, verdict):
 
 
 def _mean(outcome):
-    """ "+1.52 points (0.90 to 2.14)"; a factor where logarithms are compared."""
+    """ "+1.52 points (0.90 to 2.14)"; a factor where logarithms are compared, without an interval if it is a bound."""
     if outcome.unit == "times":
-        low_high = outcome.interval and " ({:.2f} to {:.2f})".format(*map(math.exp, outcome.interval))
+        interval = None if outcome.bounded else outcome.interval
+        low_high = interval and " ({:.2f} to {:.2f})".format(*map(math.exp, interval))
         return f"{outcome.bound}{math.exp(outcome.mean):.2f} times{low_high or ''}"
     low_high = outcome.interval and " ({:+.2f} to {:+.2f})".format(*outcome.interval)
     return f"{outcome.mean:+.2f} points{low_high or ''}"

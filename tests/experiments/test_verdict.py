@@ -304,6 +304,7 @@ def test_times_are_ratios_and_a_run_that_never_comes_there_is_a_lower_bound():
     (outcome,) = outcomes(BY_ID["biases"], record)
     assert outcome.bound == "at least " and max(outcome.values) == pytest.approx(math.log(30))
     assert outcome.interval and outcome.prediction is None  # the size isn't known
+    assert page._mean(outcome) == f"at least {math.exp(outcome.mean):.2f} times"
     record["runs"][0]["moved"] = None
     (outcome,) = outcomes(BY_ID["biases"], record)
     assert outcome.bound == "" and outcome.what.endswith("over base, never in some runs of both")
