@@ -19,7 +19,7 @@ from inner_cases import every
 from PIL import Image
 from tiny_run import LAYERS, run
 
-from alexnet_mp import convert, export, report
+from alexnet_mp import convert, export, report, retrieve
 from alexnet_mp.analysis import altered_pictures, figure_4, figures
 from alexnet_mp.analysis import similarity as alike
 from alexnet_mp.data import synthetic
@@ -471,7 +471,9 @@ def test_a_run_that_goes_on_is_compared_up_to_the_network_that_was_loaded(tmp_pa
 
 @pytest.mark.slow
 def test_the_index_of_earlier_weights_is_named(trained, data, tmp_path):
-    out = shutil.copytree(trained, tmp_path / "run")
+    needs_faiss()
+    out = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("retrieval"))
+    assert retrieve.main(["index", str(out), "--bits", "16", "--gpus", "cpu"]) == 0
     run(data, out, "--resume", "auto", "--epochs", "4", "--seed", "3")
     with pytest.raises(
         UserError, match="run/retrieval: it is of other weights, .*; choose another directory for the index"
