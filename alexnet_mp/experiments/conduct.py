@@ -162,9 +162,8 @@ def search(kind: Kind, arm: Arm, options: Namespace) -> tuple[float | None, floa
     known.
 
     Best: the fewest epochs to the level, else the least training error; of equals the least loss, since all networks at
-    chance err alike. The grid is widened until the best is inside
-    it, or the end of `FACTORS` is reached. The runs have a seed of their own, and are those that records have or that
-    are there: nothing is trained."""
+    chance err alike. The grid is widened until the best is inside it, or the end of `FACTORS` is reached. The runs have
+    a seed of their own, and are those that records have or that are there: nothing is trained."""
     recorded_entries = {
         Path(entry["directory"]).name: entry
         for records in read_records(options.records).values()
