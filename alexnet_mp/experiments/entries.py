@@ -38,6 +38,11 @@ def conditions(record: dict, repeats: bool = True) -> str:
     return json.dumps([*parts, first_seed(record)] if repeats else parts)
 
 
+def compact(entry: dict) -> str:
+    """An entry as JSON without spaces, a tenth shorter: records are committed."""
+    return json.dumps(entry, allow_nan=False, separators=(",", ":"))
+
+
 def seeds_of(record: dict) -> set[int]:
     """The seeds of a record's runs."""
     return {run["seed"] for run in record["runs"]}

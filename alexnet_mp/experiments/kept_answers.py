@@ -15,7 +15,7 @@ import numpy as np
 from ..evaluation.accuracy import read_right
 from ..runs.directory import RIGHT
 from ..system import durable_files
-from .entries import averaged, pairs
+from .entries import averaged, compact, pairs
 from .plan import Run
 
 FOLDER = "runs"  # of the records' folder
@@ -35,7 +35,7 @@ def keep(run: Run, entry: dict, kernels: np.ndarray | None, records: str | Path)
             **{name: np.packbits(mask, axis=1) for name, mask in right.items()},
         )
         durable_files.replace(place.with_suffix(".npz"), content)
-    durable_files.replace(place.with_suffix(".json"), (json.dumps(entry, allow_nan=False) + "\n").encode())
+    durable_files.replace(place.with_suffix(".json"), (compact(entry) + "\n").encode())
 
 
 def kept(run: Run, records: str | Path) -> dict | None:

@@ -17,7 +17,7 @@ from ..system.devices import device_name, resolve
 from ..system.errors import UserError
 from ..system.provenance import PACKAGES, package_version, source_commit
 from . import kept_answers, kernel_sheet
-from .entries import first_seed
+from .entries import compact, first_seed
 from .figures import draw_claim
 from .paper_claims import KINDS
 
@@ -110,7 +110,7 @@ def write_record(record: dict, folder: str | Path) -> tuple[Path, bool]:
     lines = []
     for name, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            entries = ",\n  ".join(json.dumps(entry, allow_nan=False) for entry in value)
+            entries = ",\n  ".join(compact(entry) for entry in value)
             lines.append(f" {json.dumps(name)}: [\n  {entries}]")
         else:
             lines.append(f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}")
