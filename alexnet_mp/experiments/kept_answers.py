@@ -4,7 +4,8 @@ made twice.
 RECORDS/runs/<directory's name>.json is what records say of the run (`measure.measure`). Beside it, <name>.npz has
 its first layer, for figure 3, and which validation pictures it got right under both protocols, for tests of pairs of
 pictures. The name holds the digest of recipe, data, steps and beginning, so a run that is kept is the run that is
-wanted. Only what needs all weights, an average of networks or a network to begin with, needs the directory."""
+wanted. Only what needs all weights, an average of networks or a network to begin with, needs the directory. Where
+room is scarce an archive may have the answers alone: what the first layer says of the towers is in the entry."""
 
 import io
 import json
@@ -45,8 +46,8 @@ def kept(run: Run, records: str | Path) -> dict | None:
 
 def first_layer(entry: dict, records: str | Path) -> np.ndarray | None:
     """(maps of all towers, 3, k, k) float32 of a run that is kept, None where its kernels are not."""
-    arrays = _arrays(_path_of(entry["directory"], records).with_suffix(".npz"))
-    return arrays and arrays["conv1"].astype(np.float32)
+    arrays = _arrays(_path_of(entry["directory"], records).with_suffix(".npz")) or {}
+    return arrays["conv1"].astype(np.float32) if "conv1" in arrays else None
 
 
 def of_pictures(record: dict, reference: str, arm: str, records: str | Path) -> float | None:
@@ -105,7 +106,7 @@ def _arrays(path):
             arrays = {name: archive[name] for name in archive.files}
     except Exception:
         return None
-    return arrays if "conv1" in arrays else None
+    return arrays if arrays.keys() & {"conv1", "images"} else None
 
 
 def _npz(**arrays):

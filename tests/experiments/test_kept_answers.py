@@ -93,6 +93,12 @@ def test_what_is_kept_is_small_and_whole(data, tmp_path):
             assert np.array_equal(right[protocol], original[protocol])
             assert 100 - 100 * right[protocol].mean(1) == pytest.approx([figures["top1_error"], figures["top5_error"]])
         assert place.with_suffix(".npz").stat().st_size < kernels.size * 2 + 3000
+        with np.load(place.with_suffix(".npz")) as archive:
+            answers = {name: archive[name] for name in archive.files if name != "conv1"}
+        np.savez_compressed(place.with_suffix(".npz"), **answers)
+        assert kept_answers.first_layer(entry, tmp_path / "records") is None
+        assert read_right(place.with_suffix(".npz")).keys() == right.keys()
+    assert without_times(run("lrn", data, tmp_path, "--seeds", "1")) == without_times(record)
 
 
 @pytest.mark.slow

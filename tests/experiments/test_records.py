@@ -70,6 +70,8 @@ def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
     for name in ("new", "other", "mends"):
         np.savez(there / "runs" / f"{name}.npz", conv1=np.full((2, 3, 3, 3), 1 / 3))
         (there / "runs" / f"{name}.json").write_text(entry)
+    np.savez(there / "runs" / "right.npz", images=9, **{"ten views": np.zeros((2, 2), np.uint8)})  # the answers alone
+    (there / "runs" / "right.json").write_text(entry)
     # A copy that was broken off, there and here; and files with bits that turned, in the second array, too.
     (there / "runs" / "cut.npz").write_bytes((there / "runs" / "new.npz").read_bytes()[:200])
     (there / "runs" / "cut.json").write_text(entry)
@@ -82,7 +84,7 @@ def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
     np.savez(here / "runs" / "other.npz", conv1=np.zeros((2, 3, 3, 3)))  # what is here stays
     (here / "runs" / "other.json").write_text(entry)
     bytes_here = (here / "runs" / "other.npz").read_bytes()
-    files = [f"runs/{name}.{ending}" for name in ("mends", "new") for ending in ("json", "npz")]
+    files = [f"runs/{name}.{ending}" for name in ("mends", "new", "right") for ending in ("json", "npz")]
     durable_files.replace(path.with_suffix(".png"), b"a picture that older code drew")
     assert take_records(there, here) == [path.name, *files]
     draw_claim(whole, tmp_path / "anew.png")

@@ -207,4 +207,15 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
         assert process.returncode == status, process.stderr
         assert ("isn't the set of the records" in process.stderr) == (status == 2)
         assert (" run lrn " in log.read_text()) == (status == 1)
+    log.unlink()  # CIFAR-10's claims don't need the other set
+    process = subprocess.run(
+        ["bash", str(script), "run", str(work), str(pictures), str(cifar)],
+        env={**environment, "STUDY_FINGERPRINT": "another", "EXTRAS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0 and "isn't the set of the records" in process.stderr
+    assert "CIFAR-10's claims alone go on" in process.stdout
+    commands = [line.partition(" run ")[2].split()[0] for line in log.read_text().splitlines() if " run " in line]
+    assert commands == ["cifar-lrn", "cifar-relu", "cifar-local"]
     assert study(script, "stop", work).returncode == 1 and not (work / "stopped").exists()
