@@ -172,8 +172,8 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     plan.insert(1, plan.pop(plan.index("ensemble5")))
     commands.remove("ended")
     assert tuple(plan) == STUDY  # as `claims run study`
-    extras = ["crops", "flips", "schedule"]
-    assert commands == [*plan, "cifar-lrn", "cifar-relu", "cifar-local", *extras]
+    extras = ["cifar-local", "crops", "flips", "schedule"]
+    assert commands == [*plan, "cifar-lrn", "cifar-relu", *extras]
     assert "failed" not in process.stdout
     (tmp_path / "fails").touch()  # and one that is killed counts as failed
     process = subprocess.run(
