@@ -41,8 +41,9 @@ claim() {  # claim ID OPTIONS...: one thread, the lowest priority; a claim that 
     local status=0 first=specialisation  # the claim that it waits for, since it shares its runs; base's are shared by nearly all
     [ ! -e stopped ] || exit 0
     case $1 in specialisation) first="" ;; pretraining) first=sixth-conv ;; ensemble7) first=pretraining ;; esac
-    if [ -n "$first" ] && [ -z "$strange" ] && [ ! -e "taken/$first/done" ] && [ ! -e "taken/$first/failed" ]; then waits=yes; return 0; fi
+    if [ -n "$first" ] && [ -z "$(ls "taken/$first" 2> /dev/null)" ]; then waits=yes; return 0; fi
     mkdir "taken/$1" 2> /dev/null || return 0  # by another lane, or done
+    if [[ "$strange " == *" $3 "* ]]; then touch "taken/$1/left"; return 0; fi
     nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.claims run "$@" --gpus cpu --out runs --records records || status=$?
     if [ -e stopped ]; then exit 0; fi
     if [ "$status" -eq 0 ]; then touch "taken/$1/done"; else touch "taken/$1/failed"; fi
@@ -56,14 +57,14 @@ lane() {  # all claims, in the order of claims/desk-study.md; again, as long as 
         for id in specialisation ensemble5 views lrn one-gpu dropout crops-flips colour augmentation pooling depth links weight-decay init \
             biases order sixth-conv pretraining ensemble7 curve; do
             case $id in ensemble*) seeds=1 ;; *) seeds=6 ;; esac
-            [ -n "$strange" ] || claim $id --data tiny100-raw --base desk --seeds $seeds
+            claim $id --data tiny100-raw --base desk --seeds $seeds
         done
         if [ -n "$cifar" ]; then
             claim cifar-lrn --data cifar10-raw --seeds 3 --epochs 33 --note "$note"
             claim cifar-relu --data cifar10-raw --seeds 3 --note "$note"
             if [ -n "${EXTRAS:-}" ]; then claim cifar-local --data cifar10-raw --seeds 3 --epochs 52 --note "$note"; fi
         fi
-        if [ -n "${EXTRAS:-}" ] && [ -z "$strange" ]; then
+        if [ -n "${EXTRAS:-}" ]; then
             for id in crops flips schedule; do claim $id --data tiny100-raw --base desk --seeds 6; done
         fi
         if [ -n "$waits" ]; then sleep 1 || true; fi
@@ -87,15 +88,17 @@ prepare() {  # prepare SOURCE SET SIZE
     [ -e "$2/index.json" ] || nice -n 19 "$clone/.venv/bin/python" -m alexnet_mp.prepare "$1" "$2" --raw --size "$3" --workers 1
 }
 
-known() {  # whether tiny100-raw is that of the records: else none of their runs would be found, and all be trained again
-    local fingerprint read='import sys; from alexnet_mp.prepared_format import read_index; print(read_index(sys.argv[1]).fingerprint())'
-    grep -qs '"base": "desk"' "$records"/*.json && [ -z "${ANEW:-}" ] || return 0
-    fingerprint=$("$clone/.venv/bin/python" -c "$read" tiny100-raw) || return
-    grep -qsF "\"$fingerprint\"" "$records"/*.json && return
-    echo "study: $work/tiny100-raw isn't the set of the records (fingerprint $fingerprint), so all runs would be made anew." \
+known() {  # known SET: whether it is that of the records: else none of their runs would be found, and all be trained again
+    local answer fingerprint of_set read='import sys; from alexnet_mp.prepared_format import read_index; print(read_index(sys.argv[1]).fingerprint())'
+    mapfile -t of_set < <(grep -ls -- "--data $1 " "$records"/*.json)
+    [ ${#of_set[@]} -gt 0 ] && [ -z "${ANEW:-}" ] || return 0
+    answer=$("$clone/.venv/bin/python" -c "$read" "$1" 2>&1) || refuse "$work/$1 can't be read, remove it and start again: ${answer##*$'\n'}"
+    fingerprint=${answer##*$'\n'}
+    grep -qF "\"$fingerprint\"" "${of_set[@]}" && return
+    strange+=" $1"
+    echo "study: $work/$1 isn't the set of the records (fingerprint $fingerprint), so all of its runs would be made anew." \
         "Its pictures are others, or its components of colour were found without AVX-512 instructions: remove it and" \
         "start again where the processor has them, or say ANEW=1 to make the study on it" >&2
-    return 1
 }
 
 case $action in
@@ -120,20 +123,19 @@ run)
     cp --no-clobber "$repository"/claims/records/runs/* "$records/runs/" 2>/dev/null || true
     install
     cd "$work"  # relative paths from here on: records say them, and another machine has others
+    sets="tiny100-raw${cifar:+ cifar10-raw}" strange=""  # strange: those that aren't the records', each after a space
     prepare "$tiny100" tiny100-raw 64
-    strange=""
-    known || strange=yes
-    [ -n "$cifar" ] || [ -z "$strange" ] || exit 2
-    [ -z "$strange" ] || echo "study: CIFAR-10's claims alone go on"
     if [ -n "$cifar" ]; then prepare "$cifar" cifar10-raw 32; fi
+    for one in $sets; do known "$one"; done
+    [ "$strange" != " $sets" ] || exit 2
     rm -rf taken
     mkdir taken
     for ((number = LANES; number > 0; number--)); do lane & done
     until wait; do :; done  # a signal interrupts it
     if [ -e stopped ]; then exit; fi
-    failed=$(find taken -name failed -printf ' %P' | sed 's,/failed,,g')
-    echo "study: the queue has come to its end${failed:+; failed, so to be called again:$failed}"
-    [ -z "$failed" ]
+    failed=$(find taken -name failed -printf ' %P' | sed 's,/failed,,g') left=$(find taken -name left -printf ' %P' | sed 's,/left,,g')
+    echo "study: the queue has come to its end${failed:+; failed, so to be called again:$failed}${left:+; left out, since$strange isn't the records':$left}"
+    [ -z "$failed$left" ]
     exit
     ;;
 pause) signal STOP ;;
@@ -141,7 +143,7 @@ go) signal CONT ;;
 stop) if runs; then touch "$work/stopped"; fi; signal CONT; signal TERM ;;
 status)
     if runs; then
-        under_way=$(find "$work/taken" -mindepth 1 -maxdepth 1 ! -exec test -e {}/done \; ! -exec test -e {}/failed \; -printf ' %f' 2> /dev/null) || true
+        under_way=$(find "$work/taken" -mindepth 1 -maxdepth 1 -empty -printf ' %f' 2> /dev/null) || true
         echo "study: the queue runs in $work${under_way:+; under way:$under_way}"
     else
         echo "study: no queue runs in $work"

@@ -5,7 +5,8 @@ RECORDS/runs/<directory's name>.json is what records say of the run (`measure.me
 its first layer, for figure 3, and which validation pictures it got right under both protocols, for tests of pairs of
 pictures. The name holds the digest of recipe, data, steps and beginning, so a run that is kept is the run that is
 wanted. Only what needs all weights, an average of networks or a network to begin with, needs the directory. Where
-room is scarce an archive may have the answers alone: what the first layer says of the towers is in the entry."""
+room is scarce an archive may have the answers alone. The entry then still says whether the run's own towers differ;
+figure 3 and the comparison with towers of other runs need the first layer."""
 
 import io
 import json
@@ -73,8 +74,8 @@ def _right_mask(entry, records):
 
 def new_files(source: str | Path, records: str | Path) -> list[Path]:
     """The files of the runs that another folder of records keeps and this one has not, or only damaged; none of a run
-    that is damaged there, too. Both files of a run come from the same place: another machine's are of another
-    network."""
+    that is damaged there, too. Both files of a run come from the same place: another machine's are of another network.
+    An archive here that has the answers alone is whole: its first layer was left out for room."""
     runs = {}
     for path in sorted((Path(source) / FOLDER).glob("*")):
         if path.suffix in (".json", ".npz"):

@@ -60,14 +60,22 @@ class Outcome:
     @property
     def prediction(self) -> tuple[float, float] | None:
         """Where the value of another seed should lie, 95 %; None of one average, and where the size is not known."""
-        return None if self.one_average or self.bounded else self._within(math.sqrt(1 + 1 / self.n))
+        return self.prediction_elsewhere(0.0)
 
-    def _within(self, factor):
+    def prediction_elsewhere(self, variance: float) -> tuple[float, float] | None:
+        """The same of another seed on other pictures.
+
+        variance: how much the difference between both means varies with the pictures, in squares of the values' unit.
+        It adds to that of the seeds (claims/desk-study.md, 2026-12-01, 11:32).
+        """
+        return None if self.one_average or self.bounded else self._within(math.sqrt(1 + 1 / self.n), variance)
+
+    def _within(self, factor, variance=0.0):
         if self.sd is None:
             return None
         from scipy import stats
 
-        reach = float(stats.t.ppf(0.975, self.n - 1)) * self.sd * factor
+        reach = float(stats.t.ppf(0.975, self.n - 1)) * math.hypot(self.sd * factor, math.sqrt(variance))
         return self.mean - reach, self.mean + reach
 
 

@@ -142,7 +142,7 @@ def _record(claim, record, records, folder, path):
     """What a record of a claim says, with its command and its pictures."""
     place = path_of(record, folder)
     pictures = [place.with_suffix(".png"), kernels_picture(place)]
-    sentences = [*findings(record), *repetition(claim, record, records)]
+    sentences = [*findings(record), *repetition(claim, record, records, folder)]
     lines = [f"**{setting(record)}**", "", *(f"- {sentence}" for sentence in sentences), ""]
     if rows := KINDS[record["kind"]].seed_by_seed(record):
         names = list(rows[0])
@@ -153,13 +153,19 @@ def _record(claim, record, records, folder, path):
     return lines
 
 
-def repetition(claim: Claim, record: dict, records: Sequence[dict]) -> list[str]:
+def repetition(claim: Claim, record: dict, records: Sequence[dict], folder: str | Path) -> list[str]:
     """What a record with other seeds, or of other pictures, says of the claim's earlier one; [] where there is none."""
-    earlier = (
-        (foretold(claim, record, records), "the earlier seeds foretold"),
-        (foretold_elsewhere(claim, record, records), "the record of other pictures has those of a new seed"),
-    )
-    return [f"{counts[0]} of {counts[1]} differences lie where {what}, at 95 %" for counts, what in earlier if counts]
+    sentences = []
+    if counts := foretold(claim, record, records):
+        sentences.append(f"{counts[0]} of {counts[1]} differences lie where the earlier seeds foretold, at 95 %")
+    if elsewhere := foretold_elsewhere(claim, record, records, folder):
+        hits, of_seeds, differences, older = elsewhere
+        data = older["data"][0]["description"].partition(":")[0]
+        sentences.append(
+            f"{hits} of {differences} differences lie where the record of other pictures, {data}, has those of a new "
+            f"seed, at 95 %, with how much pictures vary; in its interval of the seeds alone {of_seeds}"
+        )
+    return sentences
 
 
 def _at_commit(claim, record):

@@ -214,7 +214,8 @@ def _tell(claim, record, options):
     """What came of a claim here, and the verdict on it, among all records of these conditions."""
     records = read_records(options.records)
     say(findings.setting(record))
-    for sentence in (*findings.findings(record), *page.repetition(claim, record, records.get(claim.id, []))):
+    repetition = page.repetition(claim, record, records.get(claim.id, []), options.records)
+    for sentence in (*findings.findings(record), *repetition):
         say(f"  {sentence}")
     say(f"  verdict: {page.in_words(verdict_of(record, records, options.records))}")
 

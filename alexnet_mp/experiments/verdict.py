@@ -112,21 +112,36 @@ def _alike(record, other):
 def foretold(claim: Claim, record: dict, records: Sequence[dict]) -> tuple[int, int] | None:
     """(how many differences of a record lie in the 95 % prediction intervals of the one that it repeats with other
     seeds alone, of how many); None where it repeats none of the claim's records, or that one foretells nothing."""
-    originals = [other for other in repeated(record, records) if not seeds_of(record) & seeds_of(other)]
-    return _hits(claim, record, _fullest_record(originals))
-
-
-def foretold_elsewhere(claim: Claim, record: dict, records: Sequence[dict]) -> tuple[int, int] | None:
-    """The same of the claim's older records with these seeds that differ in their pictures alone. Their intervals are
-    of other seeds, and know nothing of how much other pictures vary."""
-    return _hits(claim, record, _fullest_record(of_other_pictures(record, records)))
-
-
-def _hits(claim, record, original):
-    """(how many differences of a record lie in the prediction intervals of another one, of how many), or None."""
+    original = _fullest_record([other for other in repeated(record, records) if not seeds_of(record) & seeds_of(other)])
     if original is None:
         return None
-    intervals = {outcome.what: outcome.prediction for outcome in outcomes(claim, original)}
+    return _hits(claim, record, {outcome.what: outcome.prediction for outcome in outcomes(claim, original)})
+
+
+def foretold_elsewhere(
+    claim: Claim, record: dict, records: Sequence[dict], folder: str | Path
+) -> tuple[int, int, int, dict] | None:
+    """(how many differences of a record lie in the 95 % prediction intervals of an older one with these seeds that
+    differs in its pictures alone, in how many of the intervals of that one's seeds alone, of how many, that one).
+
+    The intervals know how much both means vary with the pictures, by the answers that are kept in `folder`, and
+    nothing of how classes vary. None where there is no such record, or none of these answers.
+    """
+    original = _fullest_record(of_other_pictures(record, records))
+    if original is None:
+        return None
+    with_pictures, of_seeds = {}, {}
+    for outcome in outcomes(claim, original):
+        errors = [outcome.arms and kept_answers.of_pictures(one, *outcome.arms, folder) for one in (original, record)]
+        if None not in errors:
+            with_pictures[outcome.what] = outcome.prediction_elsewhere(sum(error**2 for error in errors))
+            of_seeds[outcome.what] = outcome.prediction
+    hits, alone = (_hits(claim, record, intervals) for intervals in (with_pictures, of_seeds))
+    return hits and (hits[0], alone[0], hits[1], original)
+
+
+def _hits(claim, record, intervals):
+    """(how many differences of a record lie in the intervals of {what is compared: interval}, of how many), or None."""
     hits = [
         interval[0] <= value <= interval[1]
         for outcome in outcomes(claim, record)

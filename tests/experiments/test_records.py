@@ -83,6 +83,12 @@ def test_records_of_another_machine_are_taken_where_they_say_more(tmp_path):
     (here / "runs" / "mends.json").write_text(entry[:-5])
     np.savez(here / "runs" / "other.npz", conv1=np.zeros((2, 3, 3, 3)))  # what is here stays
     (here / "runs" / "other.json").write_text(entry)
+    np.savez(
+        here / "runs" / "bare.npz", images=9, **{"ten views": np.zeros((2, 2), np.uint8)}
+    )  # without its kernels, too
+    np.savez(there / "runs" / "bare.npz", conv1=np.zeros((2, 3, 3, 3)), images=9)
+    for folder in (here, there):
+        (folder / "runs" / "bare.json").write_text(entry)
     bytes_here = (here / "runs" / "other.npz").read_bytes()
     files = [f"runs/{name}.{ending}" for name in ("mends", "new", "right") for ending in ("json", "npz")]
     durable_files.replace(path.with_suffix(".png"), b"a picture that older code drew")

@@ -15,7 +15,7 @@ from made_kernels import made as made_towers
 from scipy import stats
 
 from alexnet_mp.analysis.specialisation import matching
-from alexnet_mp.experiments import page
+from alexnet_mp.experiments import kept_answers, page
 from alexnet_mp.experiments.entries import STUDY_PICTURES, pictures
 from alexnet_mp.experiments.records import path_of
 from alexnet_mp.experiments.verdict import (
@@ -227,24 +227,46 @@ def test_other_seeds_are_a_record_of_their_own_that_the_first_ones_foretell(tmp_
     assert verdicts({"lrn": copies[:1]}, "nowhere")["lrn"].record is copies[0]
     assert foretold(BY_ID["lrn"], repeat | {"epochs": 9}, records["lrn"]) is None
     assert foretold(BY_ID["lrn"], repeat, [of("lrn", 1.5, seeds=1) | {"data": study["data"]}]) is None
-    assert page.repetition(BY_ID["lrn"], repeat, records["lrn"]) == [
+    assert page.repetition(BY_ID["lrn"], repeat, records["lrn"], tmp_path) == [
         "5 of 6 differences lie where the earlier seeds foretold, at 95 %"
     ]
 
 
-def test_other_pictures_are_held_against_the_older_record_of_as_many():
+def keep_answers(record, folder, random):
+    """Which of 100 pictures each run got right, at random: means that vary with the pictures by some points."""
+    (folder / "runs").mkdir(exist_ok=True)
+    for entry in record["runs"]:
+        entry["directory"] = f"out/{record['data'][0]['fingerprint']}-{entry['arm']}-{entry['seed']}"
+        answers = {protocol: np.packbits(random.random((2, 100)) < 0.5, axis=1) for protocol in entry["errors"]}
+        np.savez(folder / "runs" / f"{Path(entry['directory']).name}.npz", images=100, **answers)
+
+
+def test_other_pictures_are_held_against_the_older_record_of_as_many(tmp_path):
     older = of("lrn", 1.5)
-    newer = of("lrn", 1.5, shift_of_seed=lambda seed: 9.0 if seed < 2 else 0.0) | {"date": "2026-12-02T10:00:00+00:00"}
+    newer = of("lrn", 1.5, shift_of_seed=lambda seed: (3.0, 30.0)[seed] if seed < 2 else 0.0)
+    newer["date"] = "2026-12-02T10:00:00+00:00"
     newer["data"] = [dict(older["data"][0], fingerprint="g")]
-    sentence = "4 of 6 differences lie where the record of other pictures has those of a new seed, at 95 %"
-    assert page.repetition(BY_ID["lrn"], newer, [newer, older]) == [sentence]
-    assert page.repetition(BY_ID["lrn"], older, [newer, older]) == []
+    for record in (older, newer):
+        keep_answers(record, tmp_path, np.random.default_rng(3))
+    (outcome,) = outcomes(BY_ID["lrn"], older)
+    errors_of_pictures = [kept_answers.of_pictures(one, "base", "no_lrn", tmp_path) for one in (older, newer)]
+    reach = stats.t.ppf(0.975, 5) * (outcome.sd**2 * (1 + 1 / 6) + sum(np.square(errors_of_pictures))) ** 0.5
+    interval = outcome.prediction_elsewhere(sum(np.square(errors_of_pictures)))
+    assert interval == pytest.approx((outcome.mean - reach, outcome.mean + reach))
+    values = outcomes(BY_ID["lrn"], newer)[0].values
+    assert outcome.prediction[1] < values[0] < interval[1] < values[1]  # other pictures may do 3 points, not 30
+    (sentence,) = page.repetition(BY_ID["lrn"], newer, [newer, older], tmp_path)
+    assert sentence.startswith("5 of 6 differences lie where the record of other pictures, ")
+    assert sentence.endswith("; in its interval of the seeds alone 4")
+    assert page.repetition(BY_ID["lrn"], older, [newer, older], tmp_path) == []
     fewer = dict(older["data"][0], images={"train": 90, "val": 39})
     for other in ({"data": [fewer]}, {"first_seed": 6}, {"base": "mini"}, {"epochs": 9}, {"date": newer["date"]}):
-        assert page.repetition(BY_ID["lrn"], newer, [newer, older | other]) == [], other
+        assert page.repetition(BY_ID["lrn"], newer, [newer, older | other], tmp_path) == [], other
     study = [dict(older["data"][0], fingerprint=fingerprint) for fingerprint in STUDY_PICTURES]
     same = [record | {"data": [data]} for record, data in zip((newer, older), study)]
-    assert page.repetition(BY_ID["lrn"], same[0], same) == []  # the same pictures, prepared anew
+    assert page.repetition(BY_ID["lrn"], same[0], same, tmp_path) == []  # the same pictures, prepared anew
+    next((tmp_path / "runs").glob("*-no_lrn-4.npz")).unlink()  # how much pictures vary isn't known any more
+    assert page.repetition(BY_ID["lrn"], newer, [newer, older], tmp_path) == []
 
 
 def test_the_studys_pictures_are_the_same_ones_on_every_processor():

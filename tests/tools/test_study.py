@@ -109,10 +109,11 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     python = place / "python"
     python.write_text(
         '#!/bin/sh\necho "$OMP_NUM_THREADS $(nice) $*" >> "$STUDY_TEST/asked"\n'
-        'case "$*" in *read_index*) echo "$STUDY_FINGERPRINT";;\n'
+        'case "$*" in *read_index*) [ -z "$STUDY_DAMAGED" ] || { echo "no index" >&2; exit 1; }\n'
+        'echo "a warning" >&2; echo "$STUDY_FINGERPRINT";;\n'
         '*" specialisation "*) if [ -e "$STUDY_TEST/hold" ]; then exec sleep 60; fi;; *prepare*) '
         'mkdir -p "$4"; echo > "$4/index.json";; *" lrn "*) [ ! -e "$STUDY_TEST/fails" ] || kill -KILL $$;; '
-        '*" sixth-conv "*) sleep 2; echo " run ended" >> "$STUDY_TEST/asked";; esac\n'
+        '*" sixth-conv "*) [ "$LANES" != 2 ] || sleep 2; echo " run ended" >> "$STUDY_TEST/asked";; esac\n'
     )
     python.chmod(0o755)
     for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x"]):
@@ -194,9 +195,16 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
     # Claims that share runs are not run beside each other.
     assert lanes[0] == "specialisation" and lanes.index("sixth-conv") < lanes.index("ended") - 1
     assert lanes.index("ended") < lanes.index("pretraining") < lanes.index("ensemble7")
-    (work / "records" / "views-00000000.json").write_text('{\n "base": "desk",\n "fingerprint": "the study\'s"\n}')
-    # all but the first go on, to the one that is killed
-    for fingerprint, anew, status in (("another", "", 2), ("another", "1", 1), ("the study's", "", 1)):
+    for name, made in (("views", "tiny100-raw"), ("cifar-lrn", "cifar10-raw")):
+        text = f'{{"command": "claims run {name} --data {made} --seeds 6",\n "fingerprint": "of {made}"}}'
+        (work / "records" / f"{name}-00000000.json").write_text(text)
+    # All but the first go on, to the one that is killed.
+    for fingerprint, anew, status in (
+        ("another", "", 2),
+        ("another", "1", 1),
+        ("of tiny100-raw", "", 1),
+        ("of tiny100", "", 2),
+    ):
         log.unlink()
         process = subprocess.run(
             ["bash", str(script), "run", str(work), str(pictures)],
@@ -207,15 +215,31 @@ def test_the_queue_runs_its_commands_from_a_clone_and_stops_where_it_is_told(tmp
         assert process.returncode == status, process.stderr
         assert ("isn't the set of the records" in process.stderr) == (status == 2)
         assert (" run lrn " in log.read_text()) == (status == 1)
-    log.unlink()  # CIFAR-10's claims don't need the other set
+    # CIFAR-10's claims don't need the other set, nor the others CIFAR-10's; what is left out is told, and no success.
+    (tmp_path / "fails").unlink()
+    cifar_claims = ["cifar-lrn", "cifar-relu", "cifar-local"]
+    rest = [*plan, "crops", "flips", "schedule"]
+    for own, strange, names in (("cifar10", "tiny100", cifar_claims), ("tiny100", "cifar10", rest)):
+        log.unlink()
+        process = subprocess.run(
+            ["bash", str(script), "run", str(work), str(pictures), str(cifar)],
+            env={**environment, "STUDY_FINGERPRINT": f"of {own}-raw", "EXTRAS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == 1 and f"{strange}-raw isn't the set of the records" in process.stderr
+        end = process.stdout.partition("; left out, since ")[2].split()
+        assert end[:3] == [f"{strange}-raw", "isn't", "the"] and sorted(end[4:]) == sorted(
+            {*cifar_claims, *rest} - {*names}
+        )
+        commands = [line.partition(" run ")[2].split()[0] for line in log.read_text().splitlines() if " run " in line]
+        assert [command for command in commands if command != "ended"] == names
     process = subprocess.run(
-        ["bash", str(script), "run", str(work), str(pictures), str(cifar)],
-        env={**environment, "STUDY_FINGERPRINT": "another", "EXTRAS": "1"},
+        ["bash", str(script), "run", str(work), str(pictures)],
+        env={**environment, "STUDY_FINGERPRINT": "", "STUDY_DAMAGED": "1"},
         capture_output=True,
         text=True,
     )
-    assert process.returncode == 0 and "isn't the set of the records" in process.stderr
-    assert "CIFAR-10's claims alone go on" in process.stdout
-    commands = [line.partition(" run ")[2].split()[0] for line in log.read_text().splitlines() if " run " in line]
-    assert commands == ["cifar-lrn", "cifar-relu", "cifar-local"]
+    assert process.returncode == 2 and process.stderr.startswith(f"study: {work}/tiny100-raw can't be read, remove it")
+    assert process.stderr.endswith(": no index\n")
     assert study(script, "stop", work).returncode == 1 and not (work / "stopped").exists()
