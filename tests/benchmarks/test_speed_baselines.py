@@ -322,7 +322,7 @@ def test_pipelines(monkeypatch, tmp_path):
     assert figures["raw"]["images_per_s"] == pytest.approx(1.5 / seconds["raw"]["batch"][0])
     updates, step = [], pipeline.PaperSGD.step
     monkeypatch.setattr(pipeline.PaperSGD, "step", lambda *arguments: updates.append(1) or step(*arguments))
-    seconds, figures, _ = pipeline.measure_steps(sets, "cpu", recipe, "bf16", 2, 1, ("fixed", "raw"))
+    seconds, figures, _ = pipeline.measure_steps(sets, "cpu", recipe, "fp32", 2, 1, ("fixed", "raw"))
     fixed, raw = (2 / seconds["fixed"]["batch"][0], 1.5 / seconds["raw"]["batch"][0])
     assert figures["fixed"] == {"images_per_s": pytest.approx(fixed), "pct_feeding": 0.0, "graphs": False}
     assert figures["raw"]["images_per_s"] == pytest.approx(raw) and len(updates) == 8

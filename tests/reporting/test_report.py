@@ -433,6 +433,7 @@ def test_one_network_counts_once(trained, tmp_path):
         reported(trained, copy, out=tmp_path / "report")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_thousand_classes(tmp_path, monkeypatch):
     """Some pictures are answered and some are searched with; all classes are tested for a leaning, some are shown."""
