@@ -176,6 +176,7 @@ def test_steps_and_set_and_seed(folder, tmp_path, capsys):
     assert not [line for line in read_metrics(tmp_path / "a") if line["kind"] == "test"]
 
 
+@pytest.mark.slow
 def test_a_plateau_ends_the_run(folder, tmp_path):
     """With a rate of 0 nothing improves: a drop every second epoch, then the end, long before the recipe's epochs."""
     train.main(
@@ -285,8 +286,10 @@ def test_bad_data(spoil, words, workers, folder, tmp_path):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--set", "learning_rate=1e6"], ["--set", "learning_rate=1e30", "--batch-size", "24"]],
-    ids=["in training", "in validation"],
+    [
+        pytest.param(["--set", "learning_rate=1e6"], id="in training"),
+        pytest.param(["--set", "learning_rate=1e30", "--batch-size", "24"], id="in validation", marks=pytest.mark.slow),
+    ],
 )
 def test_a_loss_that_blows_up_ends_the_run_with_one_line(flags, folder, tmp_path):
     with pytest.raises(UserError, match="the loss is (nan|inf) at step"):

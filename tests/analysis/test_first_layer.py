@@ -175,6 +175,7 @@ def test_kernels_that_are_not_finite():
             kernel_statistics(np.full((1, 3, 2, 2), value))
 
 
+@pytest.mark.slow
 @pytest.mark.run
 def test_learned_kernels_are_told_from_the_noise_that_they_began_as():
     random = np.random.default_rng(9)

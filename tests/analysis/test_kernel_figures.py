@@ -70,6 +70,7 @@ def test_what_stands_over_the_panels():
     assert panels_of(draw_specialisation(statistics, 2))["colourfulness"].get_title() == "Colourfulness"
 
 
+@pytest.mark.slow
 @every("maps, towers", [(1, 1), (2, 2), (96, 2)])
 def test_any_number_of_kernels_can_be_drawn_on_white(maps, towers, tmp_path):
     statistics = kernel_statistics(np.random.default_rng(0).normal(size=(maps, 3, 5, 5)))

@@ -189,6 +189,7 @@ def test_a_group_that_fails_is_set_up_once():
     )  # nor does its error keep what it had made
 
 
+@pytest.mark.slow
 @pytest.mark.run
 def test_what_fails_in_one_way_of_a_step_is_told_by_that_one_alone(monkeypatch):
     """Wrong answers, a network that can't be built, a step that fails."""

@@ -180,6 +180,7 @@ def test_held_signals_come_afterwards_whichever_thread_receives_them(main_thread
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_worker_whose_parent_died_before_its_first_moment_ends(tmp_path):
     """What the kernel is asked for then comes too late."""

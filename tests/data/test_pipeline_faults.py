@@ -235,6 +235,7 @@ def test_leaving_early_leaves_nothing(sources, nothing_stays, kind, source, work
     assert same(list(reader.train(0, 1, tenth)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @QUICK_PIPELINES
 @every("source", ["files", "jpeg"])
@@ -295,6 +296,7 @@ def test_ctrl_c_ends_all_processes_at_once(root, kind):
         os.killpg(process.pid, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @needs_dali
 def test_dali_says_nothing_where_nothing_is_wrong(root):
@@ -309,6 +311,7 @@ def test_memory_stays_flat_over_fifty_epochs_of_other_files(sources, kind, sourc
     memory_stays_flat(sources, kind, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

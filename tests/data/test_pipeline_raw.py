@@ -268,13 +268,13 @@ class Counted:
             self.closed_by = threading.current_thread().name
 
 
-def settled(source):
-    """How many items were made when the thread has come to rest."""
-    before = -1
-    while len(source.made) != before:
-        before = len(source.made)
-        time.sleep(0.1)
-    return before
+def settled(source, count):
+    """How many items were made when the thread has come to rest, after these at the least."""
+    deadline = time.monotonic() + 60
+    while len(source.made) < count and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    return len(source.made)
 
 
 @pytest.mark.run
@@ -283,7 +283,7 @@ def test_the_thread_is_two_items_ahead_and_no_more():
     with closing(ahead(source.items(), [])) as items:
         for number in range(4):
             assert next(items)[1] == number
-            assert settled(source) == number + 1 + AHEAD
+            assert settled(source, number + 1 + AHEAD) == number + 1 + AHEAD
         assert [int(number) for _, number in items] == list(range(4, 20))
     assert source.made == list(range(20)) and source.closed_by == "batches ahead"
     assert_no_thread()

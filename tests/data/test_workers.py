@@ -369,6 +369,7 @@ def typed(size=10, before=(), **environment):
     return process
 
 
+@pytest.mark.slow
 def test_a_small_shared_memory_is_no_hindrance(own_mounts):
     """Containers have 64 MB of /dev/shm."""
     process = typed(30_000_000, with_shared_memory("4k"))
@@ -376,6 +377,7 @@ def test_a_small_shared_memory_is_no_hindrance(own_mounts):
     assert process.communicate(timeout=60)[1] == "stopped\n" and process.returncode == 130
 
 
+@pytest.mark.slow
 def test_an_unusable_tmpdir_is_no_hindrance():
     process = typed(TMPDIR="/tmp/" + "d" * 200)
     os.kill(process.pid, signal.SIGINT)

@@ -66,6 +66,7 @@ def test_the_network_is_left_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in model.merged_state().items())
 
 
+@pytest.mark.slow
 @pytest.mark.run
 def test_with_one_layer_of_dropout_before_the_last_halving_is_exact():
     """Of a softmax of a linear layer the geometric mean over all masks is the halved network's: more masks, nearer."""

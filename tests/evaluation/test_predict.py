@@ -156,6 +156,7 @@ def test_a_pipe_is_not_waited_for(trained, photograph, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_reader_that_leaves_is_no_error(trained, photograph):
     """Its buffer is too small for the answer, and it reads nothing at all."""

@@ -105,6 +105,7 @@ def test_a_run_that_diverges_is_a_result(data, tmp_path, monkeypatch):
     run("flips", data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_training_error_is_at_the_level(data, tmp_path, monkeypatch):
     monkeypatch.setattr(Rates, "level", 80.0)  # which chance is close to
     calls = []

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from inner_cases import every
 from PIL import Image
 
 from alexnet_mp.experiments.drawing import FAINT, say_scale
@@ -164,7 +163,13 @@ def error_bars(axes):
 
 @pytest.mark.run
 @pytest.mark.filterwarnings("error")
-@every("kind", sorted(KINDS))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in ("difference", "speed", "towers") else [pytest.mark.slow])
+        for kind in sorted(KINDS)
+    ],
+)
 def test_every_kind_is_drawn_whatever_is_missing(kind, tmp_path):
     for record in (
         record_of(kind, 8),

@@ -32,6 +32,8 @@ from alexnet_mp.system.errors import UserError
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("one_thread", "quick", "no_pictures")]
 # what is drawn differs
 DRAWN = ("views", "dropout", "weight-decay", "init", "curve", "ensemble5", "cifar-relu", "specialisation")
+# whose arms differ most
+ONE_OF_A_KIND = ("views", "crops-flips", "curve", "ensemble5", "pretraining", "cifar-relu", "specialisation")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,9 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize("claim", BY_ID)
+@pytest.mark.parametrize(
+    "claim", [pytest.param(claim, marks=[] if claim in ONE_OF_A_KIND else [pytest.mark.slow]) for claim in BY_ID]
+)
 def test_every_claim(claim, data, out, capsys, monkeypatch):
     if claim in DRAWN:
         monkeypatch.setattr(records, "draw_claim", draw_claim)
@@ -171,6 +175,7 @@ def test_overfitting_is_measured_on_the_training_images(data, out):
             assert entry["on_training_images"]["images"] == 24, claim
 
 
+@pytest.mark.slow
 def test_the_record_of_a_schedule_says_when_its_rates_fell(data, tmp_path):
     """In four epochs at rates of next to nothing: no validation after the first of a rate is a new best."""
     record = run(
@@ -226,6 +231,7 @@ def test_headline_figures_are_of_the_test_images_too(data, out, tmp_path):
     assert "on_test_images" not in run("headline-2010", data, out)["runs"][0]
 
 
+@pytest.mark.slow
 def test_what_needs_a_network_that_diverged_is_left_out(data, tmp_path):
     for claim in ("ensemble5", "pretraining"):
         record = run(claim, data, tmp_path, "--seeds", "1", "--set", "learning_rate=1e30")
@@ -352,6 +358,7 @@ def test_an_average_is_that_of_the_evaluation(data, out):
     assert len(set(losses)) == 3
 
 
+@pytest.mark.slow
 def test_pretraining_on_a_set_of_more_classes(data, tmp_path):
     larger_set = make_folder(
         tmp_path / "larger", train=3, val=1, size=(100, 96), classes=("ant", "apple", "bee", "leaf", "sky")
@@ -383,6 +390,7 @@ def test_a_layer_that_only_cifars_networks_have_can_be_set(data, out):
     assert "(drawn by hand); `cifar18_no_norm, " in claim_table.setting(record)
 
 
+@pytest.mark.slow
 @every(
     "notes",
     [

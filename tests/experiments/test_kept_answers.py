@@ -171,6 +171,7 @@ def test_damaged_files_count_as_nothing(data, tmp_path, monkeypatch):
         assert kept_answers.first_layer(record["runs"][0], tmp_path / "records") is None and read_right(arrays) is None
 
 
+@pytest.mark.slow
 def test_the_claim_of_the_towers_tells_all_its_arms(data, tmp_path):
     record = run("specialisation", data, tmp_path, "--seeds", "2", "--set", "conv1.maps=12")
     assert [entry["arm"] for entry in record["runs"]] == ["base", "no_links_same_width", "one_tower"] * 2

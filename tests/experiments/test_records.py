@@ -245,6 +245,7 @@ def test_both_pages_are_written_or_neither(place, monkeypatch, failing):
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_pages_are_utf_8_in_a_locale_that_knows_ascii_alone(place):
     folder, words = place

@@ -74,6 +74,7 @@ for table in (torch.empty(3, dtype=torch.int64), torch.tensor([[tape_program.LAU
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     dispatch.compiled() is None or tape_program.operator() is not None or torch.cuda.is_available(),
     reason="needs the compiled CPU kernels without the CUDA ones, and no GPU",
@@ -108,7 +109,8 @@ def table():
     return {(row["kernel"], row["dtype"], row["channels"]): row for row in rows}
 
 
-@pytest.mark.parametrize("architecture", [90, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [90, 80])
 def test_every_kernel_fits_its_registers_and_spills_none(architecture, tmp_path):
     """By ptxas's report on every kernel that lrn_pool.cu launches."""
     kernels = re.findall(

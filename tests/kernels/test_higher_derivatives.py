@@ -54,6 +54,7 @@ def called(operation, tensors, kernels):
     return call(operation, tensors[0], tensors[1] if len(tensors) > 1 else None, kernels)
 
 
+@pytest.mark.slow
 @pytest.mark.run
 @all_operations
 def test_the_references_derivatives_are_those_of_differences(operation):

@@ -157,6 +157,7 @@ def one_tile(monkeypatch):
         monkeypatch.setattr(lrn_pool_backward_triton, "BACKWARD_TILE", 4096)
 
 
+@pytest.mark.slow
 @every("beta", [0.75, 0.7])
 @every("scale", [0.3, 30.0, 3000.0])
 def test_twice_pytorchs_error_is_not_luck(scale, beta, one_tile):
@@ -170,6 +171,7 @@ def test_sixteen_bit_storage(variant, dtype, bias_dtype):
     check(maps(1, 3, 5, 5, dtype=dtype), maps(3, seed=2, dtype=bias_dtype), **VARIANTS[variant])
 
 
+@pytest.mark.slow
 @every("channels, pool", [(1, 2), (3, 2), (4, 2), (5, 2), (47, 0), (48, 0)])
 def test_numbers_of_maps(channels, pool):
     check(maps(1, channels, 3, 4), maps(channels, seed=2), pool=pool)
@@ -189,6 +191,7 @@ def test_a_map_of_13x13():
     check(maps(1, 3, 13, 13), maps(3, seed=2))
 
 
+@pytest.mark.slow
 @every("height, width", [(3, 3), (3, 5), (4, 3), (5, 4)])
 def test_small_maps(height, width):
     check(maps(1, 2, height, width), maps(2, seed=2), ties="first")
@@ -224,6 +227,7 @@ def test_any_strides(variant, layout):
     check(x, maps(2, seed=2), dy=dy, like=lambda t: t.new_empty(t.shape[::-1]).permute(3, 2, 1, 0), **VARIANTS[variant])
 
 
+@pytest.mark.slow
 @every("pool, stride", [(2, 2), (2, 1), (3, 1), (3, 3), (2, 3), (4, 2), (5, 3), (1, 1)])
 def test_other_windows_of_the_pool(pool, stride):
     x = maps(1, 2, 6, 7)
@@ -231,6 +235,7 @@ def test_other_windows_of_the_pool(pool, stride):
     check(x, norm="none", relu="after", ties="all", pool=pool, stride=stride)
 
 
+@pytest.mark.slow
 def test_the_largest_window_of_the_pool():
     """Code 14 * 15 + 14 = 224 fits a byte beside 255."""
     x = maps(1, 1, 15, 16, dtype=torch.float32)
@@ -254,6 +259,7 @@ def test_steps_with_more_cells_than_3x3_are_not_unrolled(monkeypatch):
     assert factors == {(1, 5): 1, (2, 5): 4, (3, 5): 4, (3, 4): 1, (4, 5): 1, (5, 5): 1, (7, 3): 1}
 
 
+@pytest.mark.slow
 @every("size", [1, 2, 4, 9])
 def test_other_windows_of_the_norm(size):
     """An even window reaches one map further down; one of nine is wider than there are maps."""
@@ -261,12 +267,14 @@ def test_other_windows_of_the_norm(size):
     check(maps(1, 2, 4, 5), size=size, **VARIANTS["spatial_norm_max_pool"])
 
 
+@pytest.mark.slow
 def test_a_large_window_normalises_in_a_pass_of_its_own(monkeypatch):
     monkeypatch.setattr(lrn_pool_forward_triton, "ROLLING", 1)
     for relu in ("before", "after", "none"):
         check(maps(1, 4, 4, 5), maps(4, seed=2), relu=relu)
 
 
+@pytest.mark.slow
 @every("beta", [0.5, 1.0, 0.0, 1.3])
 def test_other_exponents(beta):
     check(maps(1, 4, 3, 5), maps(4, seed=2), beta=beta, pool=2)
@@ -285,7 +293,13 @@ def special_values():
     return x
 
 
-@every_variant
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(values, id=name, marks=[pytest.mark.slow] if values.get("norm") == "spatial" else [])
+        for name, values in VARIANTS.items()
+    ],
+)
 def test_special_values(variant, one_tile):
     """NaN and infinity where `reference.py` has them in float32, and the same values elsewhere."""
     call = BASE | variant

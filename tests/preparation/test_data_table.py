@@ -298,6 +298,7 @@ def test_the_table_has_every_case_and_no_other():
     assert list(rows()) == list(CASES)
 
 
+@pytest.mark.slow
 def test_every_row_is_true(tmp_path, capsys):
     """Of all forms; a refusal or a line names what it is about."""
     for what, (on_disk, in_tar, in_training) in rows().items():

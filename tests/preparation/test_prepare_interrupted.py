@@ -231,6 +231,7 @@ def running(group):
     return pids
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_killed_at_any_moment_the_same_command_goes_on(many, tmp_path):
     source, expected = many

@@ -90,7 +90,7 @@ def test_mini_fits():
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("make", [paper, source2012, mini, one_tower])
+@pytest.mark.parametrize("make", [paper, source2012, mini, pytest.param(one_tower, marks=pytest.mark.slow)])
 def test_merged_shapes_are_those_of_the_network(make):
     recipe = make()
     state = TwoTowerAlexNet(recipe, ("cpu",) * recipe.towers, 7).merged_state()

@@ -201,6 +201,7 @@ def test_the_page_loads_nothing(page):
     assert text.count("alt=") == text.count("<img") and 'alt=""' not in text
 
 
+@pytest.mark.slow
 def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
     out = tmp_path / "again"
@@ -218,6 +219,7 @@ def test_a_second_report_has_the_same_bytes_and_clears_up_after_the_first(page, 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_several_runs_and_their_controls(trained, others, tmp_path):
     """The one that is shown in full has no links."""
@@ -255,6 +257,7 @@ def test_several_runs_and_their_controls(trained, others, tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_one_tower_and_the_time_of_a_query(others, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measures, "SYNTHETIC", 1000)
@@ -297,6 +300,7 @@ def test_a_run_that_left_little(trained, tmp_path):
     assert "1 step, into epoch 1 of 3" in text and "test at the end" not in text and "Validation minus" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_the_embedded_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "COUNTS", {"train": 48, "val": 32, "test": 16})
@@ -335,7 +339,8 @@ def test_without_pictures_the_other_parts_are_there(trained, data, tmp_path, mon
 HOSTILE = '<script>alert("1")<|script>$x^{2$', "\u202eolleh\n'&\udcff三\x1b[31m" + 60 * "w"
 
 
-@pytest.mark.parametrize("drawn", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("drawn", [False, True])
 def test_two_classes_of_hostile_names(drawn, tmp_path, monkeypatch, request):
     if drawn:
         monkeypatch.setattr(report, "_of_towers", OF_TOWERS)
@@ -350,6 +355,7 @@ def test_two_classes_of_hostile_names(drawn, tmp_path, monkeypatch, request):
     assert "mini on 2 classes" in text and "its 2 most probable classes" in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_wnids_have_the_words_of_a_file(tmp_path, monkeypatch):
     """A file that has none is refused before anything is made; which classes have no words, the page says."""

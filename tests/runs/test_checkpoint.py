@@ -185,11 +185,16 @@ def changing(calls):
     return [at for at, call in enumerate(calls) if call in kill_saves.CHANGING]
 
 
+# Of the calls every fifth, or every one.
+some_or_all = pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
+
+
 @pytest.mark.run
+@some_or_all
 @every("name", ACTIONS)
-def test_an_error_at_any_call(name, actions):
+def test_an_error_at_any_call(step, name, actions):
     fresh, act, must, may, calls = actions[name]
-    for at, call in enumerate(calls):
+    for at, call in list(enumerate(calls))[::step]:
         run, before = fresh(), len(os.listdir("/proc/self/fd"))
         inodes = {path: path.stat().st_ino for path in run.glob("checkpoints/step_*/*")}
         try:
@@ -223,10 +228,11 @@ def test_a_disk_that_does_not_come_back_until_the_next_start(name, actions):
 
 
 @pytest.mark.process
+@some_or_all
 @every("name", ACTIONS)
-def test_a_kill_at_any_call(name, actions):
+def test_a_kill_at_any_call(step, name, actions):
     fresh, act, must, may, calls = actions[name]
-    for at in changing(calls):
+    for at in changing(calls)[::step]:
         run = fresh()
 
         def work(run=run, at=at):

@@ -252,6 +252,7 @@ def test_wrong_paths_and_flags(run, tmp_path):
     assert not os.listdir(tmp_path / "empty")
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_as_a_command(run):
     """In a process of its own: the list on stdout, one line on stderr, status 2."""

@@ -265,6 +265,7 @@ def test_input_and_output_errors(policy, at, quick, monkeypatch, tmp_path, ended
 # --- other processes
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_kills_of_processes_that_save_all_the_time(tmp_path):
     """`python tools/kill_saves.py` does it a thousand times."""

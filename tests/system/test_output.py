@@ -36,6 +36,7 @@ def ended(way, before="", **streams):
     return process.returncode, process.stdout, process.stderr
 
 
+@pytest.mark.slow
 @every("size", ["0", "00", "1", "-3", "", "\N{SUPERSCRIPT TWO}", "999999999999"])
 @every("name", ["COLUMNS", "LINES"])
 def test_a_size_of_the_terminal_that_is_none_hides_nothing(name, size):
@@ -79,6 +80,7 @@ def test_answers_arrive_where_standard_error_is_full():
         assert ended(f"say({LINE!r}); raise UserError('wrong')", stderr=full)[:2] == (2, LINE + "\n")
 
 
+@pytest.mark.slow
 @every("way", WAYS.values(), ids=WAYS)
 @every("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_a_stream_that_is_closed_from_the_beginning(closed, way, tmp_path):

@@ -54,6 +54,7 @@ def test_in_bf16_all_between_images_and_logits_is_bf16_and_nothing_else(recipe, 
     assert all(parameter.grad.abs().sum() > 0 for name, parameter in parameters.items() if "fc8" in name)
 
 
+@pytest.mark.slow
 @pytest.mark.run
 @pytest.mark.usefixtures("one_thread")
 def test_ten_losses_in_bf16():

@@ -202,10 +202,12 @@ def test_whoever_stops_reading_is_no_traceback(toys, tmp_path):
     outcome = subprocess.run(["bash", "-c", '"$0" --plan >&-', command[0]], stderr=subprocess.PIPE, env=environment)
     assert (outcome.returncode, outcome.stderr) == (0, b"")
 
-    rehearse = toys("toy('first'), toy('second', 'time.sleep(0.5)'), toy('third')")
+    wait = f"[time.sleep(0.01) for _ in iter(lambda: os.path.exists({str(tmp_path / 'left')!r}), True)]"
+    rehearse = toys(f"toy('first'), toy('second', {wait!r}), toy('third')")
     process = rehearse.start()
     assert process.stdout.readline().startswith("== first")
     process.stdout.close()
+    (tmp_path / "left").touch()
     assert process.wait(60) == 3
     code, output = rehearse()
     assert code == 0 and "Traceback" not in output and set(states(tmp_path / "results").values()) == {"passed"}

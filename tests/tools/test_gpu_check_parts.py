@@ -92,6 +92,7 @@ def test_every_file_of_tests_is_in_one_stage():
     assert "not network" in TABLE["tests-rest"].command  # a machine that is lent has none
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_every_benchmark_for_a_gpu_is_in_a_stage_and_the_quick_stages_compile_nothing():
     """pytest's -k, as far as the table uses it: parts of names, `and`, `not`."""
@@ -209,6 +210,7 @@ def test_what_a_machine_of_torch_needs_is_chosen_and_all_else_is_said_to_be_lost
     assert names - packages.LOST.keys() == NEEDED and packages.LOST.keys() < names
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_wheels_are_installed_without_an_index(tmp_path, monkeypatch, capsys):
     """One by one: one that lacks what it needs keeps no other away."""

@@ -69,6 +69,7 @@ def test_a_stage_of_tests_goes_on_behind_what_kills_it(toys, tmp_path, workers):
     assert sorted((tmp_path / "noted").read_text().split()) == ["bad", "dies", "hangs"]
 
 
+@pytest.mark.slow
 def test_a_lost_device_ends_a_process_and_not_the_stage(toys, tmp_path):
     """The device is lost in the process: a stand-in for torch says so, as it does after an illegal address."""
     (tmp_path / "torch.py").write_text("""

@@ -256,6 +256,7 @@ def build(project, backend):
     return (project / "project/kernels/compiled.so").read_bytes(), reports, output
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_wrapper_and_a_toolkit_without_the_linkers_name(project):
     library, reports, output = build(project, "distutils")
@@ -283,7 +284,7 @@ def kernels_call_what_nobody_defines(project):
     [
         (nvcc_refuses, "nvcc fatal : Unsupported gpu architecture 'compute_80'", "ninja"),
         (runtime_is_no_library, f"{RUNTIME}: file format not recognized", "distutils"),
-        (kernels_call_what_nobody_defines, "undefined symbol: nobody", "ninja"),
+        pytest.param(kernels_call_what_nobody_defines, "undefined symbol: nobody", "ninja", marks=pytest.mark.slow),
     ],
     ids=["compile", "link", "load"],
 )

@@ -78,6 +78,7 @@ def test_a_signal_to_one_is_a_signal_to_all(rank, data, tmp_path, without_bytes,
     assert_same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_validation_drops_it_in_all(data, tmp_path, without_bytes, whole):
     stop = apart.in_rank(1, lambda patch: signalled_in_test(patch, 2))
     processes = apart.processes_of(data, tmp_path / "run", "--overlap", "off", before=stop)

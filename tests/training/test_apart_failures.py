@@ -103,6 +103,7 @@ def test_a_slow_disk_is_waited_for(data, tmp_path, without_bytes, whole):
     assert_same_end(out, whole)
 
 
+@pytest.mark.slow
 @every("rank", [0, 1])
 def test_an_image_that_one_cannot_read_ends_all_after_a_save(rank, data, tmp_path, without_bytes, whole):
     def fail(patch):
@@ -138,8 +139,8 @@ def no_memory(*_):
     "where, rank",
     [
         ("in a step", 1),
-        ("in a save", 0),
-        ("in a validation", 1),
+        pytest.param("in a save", 0, marks=pytest.mark.slow),
+        pytest.param("in a validation", 1, marks=pytest.mark.slow),
         pytest.param("in a step", 0, marks=pytest.mark.slow),
         pytest.param("in a save", 1, marks=pytest.mark.slow),
         pytest.param("in a validation", 0, marks=pytest.mark.slow),

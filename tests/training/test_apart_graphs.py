@@ -72,5 +72,6 @@ def test_graphs_of_each_process_have_the_bits_of_eager_steps(more):
             assert captures == shapes * (graphs + 1) and (shapes == 2 or replays == 3 * graphs + 1)
 
 
+@pytest.mark.slow
 def test_what_one_process_refuses_both_give_up():
     apart.in_all(2, refused)

@@ -92,6 +92,7 @@ def test_a_signal_to_one_is_a_signal_to_all(data, tmp_path, without_bytes, whole
     assert_same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_step_is_said_once(data, tmp_path):
     """To all, as torchrun sends it: while they look for each other, read, begin the run directory, or have begun it."""
     message = "stopping after this step; once more to stop without saving"
@@ -125,6 +126,7 @@ def test_a_signal_before_the_first_step_is_said_once(data, tmp_path):
             assert statuses == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_costs_no_checkpoint(data, tmp_path, without_bytes, whole):
     kill = apart.in_rank(2, apart.at_step(5, lambda trainer: os.kill(os.getpid(), signal.SIGKILL)))
     every_step = ["--checkpoint-every", 1]
@@ -140,6 +142,7 @@ def test_a_killed_process_ends_the_others_and_costs_no_checkpoint(data, tmp_path
     assert_same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_in_one_pair_ends_all(data, tmp_path):
     """One image of the third pair's: the sum is not finite anywhere."""
 

@@ -28,11 +28,13 @@ def one():
     return piecewise.all_cases()
 
 
-@pytest.fixture(scope="module")
-def found():
-    """{job: [of each process]}"""
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids="{0} processes".format)
+def found(request):
+    """{job: [of each process]} of the jobs of so many processes."""
     return {
-        job: apart.in_all(count, piecewise.all_cases, apart=towers_apart) for job, (count, towers_apart) in JOBS.items()
+        job: apart.in_all(count, piecewise.all_cases, apart=towers_apart)
+        for job, (count, towers_apart) in JOBS.items()
+        if count == request.param
     }
 
 
@@ -105,9 +107,9 @@ def test_without_a_microbatch_the_numbers_are_those_of_one(name, one, found):
 def test_what_crosses_between_the_towers_is_that_of_whole_minibatches(case, found):
     steps = CASES[case].get("steps", STEPS)
     counts = [BATCH] * (steps - 1) + [LAST]
-    for job, (_, towers_apart) in JOBS.items():
-        ledgers = found[job][0][0][case]["crossed"]
-        if towers_apart:
+    for job, processes in found.items():
+        ledgers = processes[0][0][case]["crossed"]
+        if JOBS[job][1]:
             assert ledgers == [sorted(crossings(RECIPES[case[0]](), count, CLASSES)) for count in counts]
         else:
             assert not any(size for ledger in ledgers for *_, size in ledger)  # on one device

@@ -182,6 +182,7 @@ def test_what_is_not_finite_ends_the_run_within_the_step(case, data, tmp_path, m
     assert state(newest(out))["step"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.run
 @every("case", CASES)
 def test_with_a_step_unread_the_run_ends_one_step_later(case, data, tmp_path, monkeypatch, images_of, as_on_a_gpu):

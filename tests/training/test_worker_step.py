@@ -36,6 +36,7 @@ def assert_same(outcome, expected):
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
 
+@pytest.mark.slow
 @every(
     "size, frozen",
     [(2, ()), (1, ()), (4, ()), (9, ()), (2, ("conv1", "conv2")), (2, ("fc6", "fc8")), (2, CONVOLUTIONS)],
